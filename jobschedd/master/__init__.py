@@ -1,0 +1,3 @@
+"""The master: dispatcher, placement, recovery, collector and history."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Process supervision on one machine. Knows nothing of jobs, configuration or Redis."""
+
+from __future__ import annotations
