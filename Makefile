@@ -1,0 +1,35 @@
+# Everything runs in .venv, made on first use from any Python >= 3.11: no root, no server, no edit needed.
+# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS adds to pytest's command line.
+
+BIN := .venv/bin
+WORKERS ?= 4
+export PYTHON
+
+.PHONY: help demo test check bench clean venv-demo venv-test
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: venv-demo ## embedded server, master and slave: 99 jobs, shown live
+	@$(BIN)/jobsched demo
+
+test: check ## all checks, then the whole test suite
+	$(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) $(PYTEST_ARGS)
+
+check: venv-test ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv-test ## measure; ratios to a yardstick of the same run
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv and caches
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+venv-demo:
+	@tools/venv.sh embedded
+
+venv-test:
+	@tools/venv.sh embedded,test
