@@ -1,3 +1,1 @@
-"""The master: dispatcher, placement, recovery, collector and history."""
-
-from __future__ import annotations
+"""What the master role runs: the dispatcher and the collector."""

@@ -1,3 +1,1 @@
-"""The slave: one process per dispatch channel that runs jobs and reports their results."""
-
-from __future__ import annotations
+"""What a node runs for one dispatch channel: receive, start, supervise, spool, report."""

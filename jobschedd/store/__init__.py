@@ -1,3 +1,1 @@
-"""The only code that talks to Redis: keys, connections, moves and inspection."""
-
-from __future__ import annotations
+"""Everything that is kept in Redis, and the only code that talks to it."""

@@ -1,0 +1,81 @@
+"""The error tree. Every error that a user may see carries an exit code and, where it can, how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class JobschedError(Exception):
+    """Base of all errors of this package. ``exit_code`` is what a command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(JobschedError):
+    """The caller asked for something that cannot be: a bad option, argument or job field."""
+
+    exit_code = 2
+
+
+class InvalidJob(UsageError):
+    """A job description was refused; ``field`` names the offending part."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class NoSuchJob(JobschedError):
+    """The namespace holds no record under this id (never submitted, or past its retention)."""
+
+
+class StoreUnavailable(JobschedError):
+    """Redis cannot be reached or does not answer in time; trying again later may help."""
+
+    exit_code = 69
+
+
+class StoreRefused(JobschedError):
+    """Redis answered, but cannot serve us: wrong password, missing right, too old, not Redis at all."""
+
+    exit_code = 69
+
+
+class QueueFull(JobschedError):
+    """Redis is at its memory limit: submits are refused until jobs end; results are still accepted."""
+
+    exit_code = 75
+
+
+class NotTheLeader(JobschedError):
+    """A write was refused because another master holds the lead: step down."""
+
+
+class ProtocolError(JobschedError):
+    """A message or record that this version cannot read (malformed, oversized, of a newer version)."""
+
+
+@dataclass(frozen=True)
+class ConfigProblem:
+    """One mistake in a configuration file: where (file, line, dotted path) and what."""
+
+    file: str
+    line: int | None
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
+
+
+class ConfigError(JobschedError):
+    """The configuration cannot be used; ``problems`` holds every mistake found, in file order."""
+
+    exit_code = 78
+
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)

@@ -1,0 +1,417 @@
+"""Job, State, Outcome, the legal transitions and the wire formats. No I/O.
+
+A job's *record* in Redis is one packed string: a fixed header (``Header``), the spec (msgpack of ``Spec``,
+opaque to the store) and, once the job is done, its result (msgpack of ``Result``). Before changing any of
+these formats: readers of version N must accept what N-1 wrote; add optional fields only, never reuse one;
+raise ``RECORD_VERSION`` when the header changes; the scripts in ``store/lua`` read the header by offset.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final, TypeVar
+
+import msgspec
+
+from jobschedd.errors import ProtocolError
+
+RECORD_VERSION: Final = 1
+#: Bytes that one message (spec or result) may have unless configured otherwise.
+MAX_PAYLOAD: Final = 1 << 20
+HIGHEST_PRIORITY: Final = 100
+
+
+class State(enum.IntEnum):
+    """Where a job is."""
+
+    PENDING = 1  # waits for a channel with room
+    SCHEDULED = 2  # waits for its time (a delay, or a retry's back-off)
+    WAITING = 3  # waits for other jobs
+    DISPATCHED = 4  # in a channel's dispatch stream
+    RUNNING = 5  # its channel said that it runs
+    DONE = 6  # has exactly one accepted end: see Outcome
+
+    @property
+    def word(self) -> str:
+        """The name that users read and type."""
+        return self.name.lower()
+
+
+class Outcome(enum.IntEnum):
+    """How a job ended."""
+
+    NONE = 0
+    SUCCEEDED = 1
+    FAILED = 2
+    TIMED_OUT = 3
+    CANCELLED = 4
+    LOST = 5
+    EXPIRED = 6
+    SKIPPED = 7
+
+    @property
+    def word(self) -> str:
+        """The name that users read and type."""
+        return self.name.lower()
+
+
+class Cause(enum.StrEnum):
+    """Why a job ended the way it did."""
+
+    EXIT = "exit"  # its own exit code
+    SIGNAL = "signal"  # killed by a signal that we did not send
+    TIMEOUT = "timeout"  # ran longer than its timeout
+    CANCELLED = "cancelled"  # a user asked
+    OOM = "oom"  # out of memory
+    NOT_FOUND = "not_found"  # the command does not exist
+    NOT_EXECUTABLE = "not_executable"  # it exists, but cannot be executed
+    CWD = "cwd"  # the working directory cannot be entered
+    ARGV = "argv"  # arguments or environment that no process can be given
+    DENIED = "denied"  # the node's allow list says no
+    IMPORT = "import"  # the function cannot be imported
+    EXCEPTION = "exception"  # the function raised
+    RESULT_TYPE = "result_type"  # the return value is not JSON
+    RESULT_TOO_LARGE = "result_too_large"
+    UNREADABLE = "unreadable"  # the channel cannot read the job's spec
+    RESOURCE = "resource"  # the node ran out of processes, memory or files while starting it
+    CHANNEL_LOST = "channel_lost"  # the channel process died under it
+    NODE_LOST = "node_lost"  # the node stopped renewing its lease
+    DRAIN = "drain"  # interrupted by an orderly stop
+    LEASE = "lease"  # overlap: forbid, and the node was cut off for too long
+    POISON = "poison"  # took its channel down max_crashes times
+    EXPIRED = "expired"  # not started in time
+    NO_RECEIVER = "no_receiver"  # pubsub: the dispatch reached nobody
+    NO_ANSWER = "no_answer"  # pubsub: dispatched, and never answered
+    DEPENDENCY = "dependency"  # a job it waits for can never meet the condition
+
+
+#: Failures that another try may mend. The others would fail again the same way.
+RETRYABLE: Final = frozenset(
+    {Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.OOM, Cause.EXCEPTION, Cause.RESOURCE, Cause.NO_RECEIVER}
+)
+
+#: Interruptions that are nobody's fault: the job goes back to pending and is charged nothing.
+UNCHARGED: Final = frozenset({Cause.DRAIN, Cause.NODE_LOST, Cause.LEASE})
+
+#: Every legal change of state: (move, from, to). ``None`` means "no record yet".
+TRANSITIONS: Final = frozenset(
+    {
+        ("submit", None, State.PENDING),
+        ("submit", None, State.SCHEDULED),
+        ("promote", State.SCHEDULED, State.PENDING),
+        ("dispatch", State.PENDING, State.DISPATCHED),
+        ("dispatch", State.PENDING, State.DONE),  # expired, or cancelled while it went back
+        ("start", State.DISPATCHED, State.RUNNING),
+        ("return", State.DISPATCHED, State.PENDING),
+        ("return", State.RUNNING, State.PENDING),
+        ("collect", State.DISPATCHED, State.DONE),
+        ("collect", State.RUNNING, State.DONE),
+        ("collect", State.DISPATCHED, State.SCHEDULED),  # a retry
+        ("collect", State.RUNNING, State.SCHEDULED),
+        ("requeue", State.DISPATCHED, State.PENDING),
+        ("requeue", State.RUNNING, State.PENDING),
+        ("requeue", State.DISPATCHED, State.DONE),  # lost, where retry_on_loss is off
+        ("requeue", State.RUNNING, State.DONE),
+        ("cancel", State.PENDING, State.DONE),
+        ("cancel", State.SCHEDULED, State.DONE),
+        ("cancel", State.WAITING, State.DONE),
+        ("retry", State.DONE, State.PENDING),
+    }
+)
+
+
+class Overlap(enum.StrEnum):
+    """May a new attempt run while an old one, cut off from Redis, still does?"""
+
+    ALLOW = "allow"
+    FORBID = "forbid"
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to run and by which rules, as the submitter asked for it. Exactly one of command, shell, function."""
+
+    command: tuple[str, ...] | None = None
+    shell: str | None = None
+    function: str | None = None
+    args: bytes = b""  # JSON array text; empty means none
+    kwargs: bytes = b""  # JSON object text; empty means none
+    name: str = ""
+    channel: str = ""
+    node: str = ""
+    labels: tuple[str, ...] = ()
+    priority: int = 0
+    retries: int = 0
+    retry_delay: float = 1.0  # seconds before the first retry; doubles each time
+    retry_max_delay: float = 300.0
+    retry_on: tuple[str, ...] | None = None  # causes; None means RETRYABLE
+    timeout: float = 0.0  # seconds of wall time; 0 means none
+    lost_after: float = 0.0  # seconds beyond the lease before a silent node's job is given to another
+    overlap: Overlap = Overlap.ALLOW
+    retry_on_loss: bool = True
+    max_crashes: int = 2
+    env: dict[str, str] = {}
+    cwd: str = ""
+    stdin: bytes = b""
+    submitter: str = ""
+
+    @property
+    def what(self) -> str:
+        """One line that says what runs, for people."""
+        if self.function is not None:
+            return f"{self.function}()"
+        if self.shell is not None:
+            return self.shell
+        return " ".join(self.command or ())
+
+
+class Captured(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One output stream of a job: its first and its last bytes, and how many there were."""
+
+    head: bytes = b""
+    tail: bytes = b""
+    size: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether bytes between head and tail were dropped."""
+        return self.size > len(self.head) + len(self.tail)
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one attempt ended, as its channel saw it. Times are seconds since the epoch on the node's clock."""
+
+    outcome: Outcome
+    cause: str
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str = ""  # one or more lines for people: errno text, traceback, why not started
+    value: bytes = b""  # the function's return value, JSON text
+    started: float = 0.0
+    ended: float = 0.0
+    duration: float = 0.0  # seconds by CLOCK_BOOTTIME
+    peak_rss: int = 0  # bytes
+    cpu: float = 0.0  # seconds, user + system
+    pid: int = 0
+    node: str = ""
+    channel: str = ""
+    stdout: Captured = Captured()
+    stderr: Captured = Captured()
+    escalated: bool = False  # it ignored TERM and was killed
+    output_open: bool = False  # something still held its output when it ended
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One dispatch of one job to one channel: what a channel process receives and its executor runs."""
+
+    job: str
+    attempt: int
+    entry: str  # id of the dispatch entry: with job and attempt, the fence of every answer
+    spec: Spec
+    follow_until: float = 0.0  # seconds since the epoch: stream output live until then
+
+
+class ReportKind(enum.StrEnum):
+    """What a channel has to say about a dispatch entry."""
+
+    STARTED = "started"  # still running after the first moments
+    RESULT = "result"  # ended
+    RETURN = "return"  # not started: put it back in front, charge nothing
+    CRASHED = "crashed"  # it ran when the channel process died
+    UNREADABLE = "unreadable"  # a foreign or malformed entry: dead-letter it
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message on the result stream. (job, attempt, entry) is the fence that the collector checks."""
+
+    kind: ReportKind
+    job: str
+    attempt: int
+    entry: str
+    incarnation: str
+    outcome: Outcome = Outcome.NONE
+    cause: str = ""
+    result: bytes = b""  # msgpack of Result
+    time: float = 0.0
+    reason: str = ""
+    sample: bytes = b""  # of an unreadable entry: its first bytes
+
+
+Wire = TypeVar("Wire", Spec, Result, Report)
+
+_encode = msgspec.msgpack.Encoder()
+_decode_spec = msgspec.msgpack.Decoder(Spec)
+_decode_result = msgspec.msgpack.Decoder(Result)
+_decode_report = msgspec.msgpack.Decoder(Report)
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """The wire bytes of a Spec, Result or Report."""
+    return _encode.encode(value)
+
+
+def decode_spec(data: bytes) -> Spec:
+    """Raises ProtocolError when ``data`` is no spec that this version can read."""
+    return _checked(_decode_spec, data, "spec")
+
+
+def decode_result(data: bytes) -> Result:
+    """Raises ProtocolError when ``data`` is no result that this version can read."""
+    return _checked(_decode_result, data, "result")
+
+
+def decode_report(data: bytes) -> Report:
+    """Raises ProtocolError when ``data`` is no report that this version can read."""
+    return _checked(_decode_report, data, "report")
+
+
+def _checked(decoder: msgspec.msgpack.Decoder[Wire], data: bytes, what: str) -> Wire:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise ProtocolError(f"unreadable {what}: {error}") from error
+
+
+class Flag(enum.IntFlag):
+    """Bits of the record's flags byte."""
+
+    NONE = 0
+    CANCEL_REQUESTED = 1
+
+
+_FIXED = struct.Struct("<BBBBBBBxIII")
+HEADER_SIZE: Final = 60
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The fixed part of a record. All times are server time in milliseconds since the epoch; 0 means none.
+
+    Layout, little-endian (the scripts in ``store/lua`` rely on it)::
+
+         0 u8  version       8 u32 attempt     26 u48 since        46 u48 entry time (ms part of its id)
+         1 u8  state        12 u32 class       32 u48 expires      52 u32 entry sequence
+         2 u8  outcome      16 u32 waiter      38 8   incarnation  56 u32 length of the spec
+         3 u8  flags        20 u48 submitted
+         4 u8  priority + 100
+         5 u8  tries: failures charged so far
+         6 u8  crashes: times it ran when its channel process died
+
+    ``since`` is when the state began; for SCHEDULED it is when the job is due.
+    """
+
+    state: State
+    outcome: Outcome = Outcome.NONE
+    flags: Flag = Flag.NONE
+    priority: int = 0
+    tries: int = 0
+    crashes: int = 0
+    attempt: int = 0
+    job_class: int = 0
+    waiter: int = 0
+    submitted: int = 0
+    since: int = 0
+    expires: int = 0
+    incarnation: str = ""
+    entry: str = ""
+
+    def pack(self, spec_length: int) -> bytes:
+        """The header's bytes, to be followed by a spec of ``spec_length`` bytes."""
+        entry_time, _, entry_sequence = (self.entry or "0-0").partition("-")
+        return b"".join(
+            (
+                _FIXED.pack(
+                    RECORD_VERSION,
+                    self.state,
+                    self.outcome,
+                    self.flags,
+                    self.priority + HIGHEST_PRIORITY,
+                    self.tries,
+                    self.crashes,
+                    self.attempt,
+                    self.job_class,
+                    self.waiter,
+                ),
+                self.submitted.to_bytes(6, "little"),
+                self.since.to_bytes(6, "little"),
+                self.expires.to_bytes(6, "little"),
+                bytes.fromhex(self.incarnation or "0" * 16),
+                int(entry_time).to_bytes(6, "little"),
+                int(entry_sequence).to_bytes(4, "little"),
+                spec_length.to_bytes(4, "little"),
+            )
+        )
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A whole record: header, spec bytes and, once done, result bytes."""
+
+    header: Header
+    spec: bytes
+    result: bytes
+
+
+def decode_header(data: bytes) -> Header:
+    """Raises ProtocolError for bytes that are no header of this version."""
+    if len(data) < HEADER_SIZE:
+        raise ProtocolError(f"record too short: {len(data)} bytes")
+    version, state, outcome, flags, priority, tries, crashes, attempt, job_class, waiter = _FIXED.unpack_from(data)
+    if version != RECORD_VERSION:
+        raise ProtocolError(f"record of version {version}; this program reads version {RECORD_VERSION}")
+    try:
+        return Header(
+            state=State(state),
+            outcome=Outcome(outcome),
+            flags=Flag(flags),
+            priority=priority - HIGHEST_PRIORITY,
+            tries=tries,
+            crashes=crashes,
+            attempt=attempt,
+            job_class=job_class,
+            waiter=waiter,
+            submitted=int.from_bytes(data[20:26], "little"),
+            since=int.from_bytes(data[26:32], "little"),
+            expires=int.from_bytes(data[32:38], "little"),
+            incarnation=data[38:46].hex() if any(data[38:46]) else "",
+            entry=_entry_id(data),
+        )
+    except ValueError as error:
+        raise ProtocolError(f"unreadable record: {error}") from error
+
+
+def _entry_id(data: bytes) -> str:
+    time, sequence = int.from_bytes(data[46:52], "little"), int.from_bytes(data[52:56], "little")
+    return f"{time}-{sequence}" if time or sequence else ""
+
+
+def decode_record(data: bytes) -> Record:
+    """Raises ProtocolError for bytes that are no record of this version."""
+    header = decode_header(data)
+    end = HEADER_SIZE + int.from_bytes(data[56:60], "little")
+    return Record(header, data[HEADER_SIZE:end], data[end:])
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a job may run: its class, as far as placement is concerned. Empty means anywhere."""
+
+    channel: str = ""
+    node: str = ""
+    labels: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """The class as text: ``node/channel+label+label``."""
+        return "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
+
+    @classmethod
+    def from_key(cls, key: str) -> Target:
+        """The inverse of ``key``."""
+        place, *labels = key.split("+")
+        node, _, channel = place.partition("/")
+        return cls(channel=channel, node=node, labels=tuple(labels))
+
+    def admits(self, node: str, channel: str, labels: frozenset[str]) -> bool:
+        """Whether this channel may run a job of this class."""
+        return (
+            (not self.channel or self.channel == channel)
+            and (not self.node or self.node == node)
+            and labels.issuperset(self.labels)
+        )
