@@ -1,0 +1,158 @@
+"""What single fields cannot know: contradictions between them (mistakes) and doubts about them (warnings)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+import msgspec
+
+from jobschedd.config.document import Document
+from jobschedd.config.model import Config, RedisConfig, socket_path
+from jobschedd.config.reader import Reader
+from jobschedd.config.values import Secret, shown
+
+_LONGEST_SOCKET_PATH = 107  # bytes that fit a Unix socket's address
+
+
+def check(config: Config, document: Document, reader: Reader) -> None:
+    """Note every contradiction in ``config``; what rests on a field that is wrong already is passed over."""
+    _check_roles(config, reader)
+    _check_channels(document, reader)
+    _check_redis(config, document, reader)
+    _check_timing(config, reader)
+
+
+def _check_roles(config: Config, reader: Reader) -> None:
+    if not reader.sound("role"):
+        return
+    if config.is_slave and reader.sound("slave") and not config.slave.channels:
+        reader.mistake(
+            ("slave", "channels"),
+            'role slave needs at least one channel, such as [{name: "1"}]',
+            at=("role",),
+        )
+    if config.redis.embedded and reader.sound("redis", "url") and not config.is_master:
+        reader.mistake(("redis", "url"), "embedded needs role master on the same machine: it runs the server")
+    pubsub_master = config.is_master and config.transport == "pubsub" and reader.sound("transport")
+    if pubsub_master and reader.sound("master", "channels") and not config.master.channels:
+        reader.mistake(
+            ("master", "channels"),
+            "a master with transport: pubsub must be told its channels: nobody announces them there",
+            at=("transport",),
+        )
+
+
+def _check_channels(document: Document, reader: Reader) -> None:
+    # By the document, not the structs: a channel with another mistake counts too, and has its line.
+    slave = document.value.get("slave") if isinstance(document.value, dict) else None
+    channels = slave.get("channels") if isinstance(slave, dict) else None
+    first: dict[str, int] = {}
+    for index, item in enumerate(channels if isinstance(channels, list) else ()):
+        name = item.get("name") if isinstance(item, dict) else item
+        if not isinstance(name, str):
+            continue
+        if name in first:
+            line = document.line(("slave", "channels", first[name]))
+            reader.mistake(
+                ("slave", "channels", index, "name"), f"channel {shown(name)} exists already, in line {line}"
+            )
+        first.setdefault(name, index)
+
+
+def _check_redis(config: Config, document: Document, reader: Reader) -> None:
+    redis = config.redis
+    if not reader.sound("redis"):
+        return
+    if redis.password is not None and redis.password_file is not None:
+        reader.mistake(("redis", "password_file"), "give password or password_file, not both")
+    if (redis.cert_file is None) != (redis.key_file is None):
+        given = "cert_file" if redis.key_file is None else "key_file"
+        reader.mistake(("redis", given), "cert_file and key_file belong together: give both or neither")
+    for key in ("ca_file", "cert_file", "key_file"):
+        if getattr(redis, key) is not None and not redis.url.startswith("rediss://"):
+            reader.mistake(("redis", key), "is for TLS only, and url does not start with rediss://")
+    for key in ("password_file", "ca_file", "cert_file", "key_file"):
+        file = getattr(redis, key)
+        # A file that only the daemon's user may look at is no mistake when somebody else runs the check.
+        if file is not None and not os.path.lexists(file) and os.access(os.path.dirname(file), os.X_OK):
+            reader.mistake(("redis", key), f"{shown(file)} does not exist")
+    socket = socket_path(config.state_dir)
+    if redis.embedded and len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH and reader.sound("state_dir"):
+        at = ("state_dir",) if ("state_dir",) in document.lines else ("redis", "url")
+        reader.mistake(
+            ("state_dir",), f"is too long for a Unix socket: {shown(socket)} exceeds 107 bytes", at=at
+        )
+
+
+def _check_timing(config: Config, reader: Reader) -> None:
+    timing = config.timing
+    for longer, shorter, why in (
+        ("lease", "heartbeat", "one late heartbeat must not cost a channel its lease"),
+        ("leader_lease", "block", "the leader must come round to renew its lease in time"),
+    ):
+        if not reader.sound("timing", longer) or not reader.sound("timing", shorter):
+            continue
+        if getattr(timing, longer) <= 2 * getattr(timing, shorter):
+            at = longer if hasattr(timing, longer) else shorter
+            reader.mistake(
+                ("timing", at),
+                f"must be more than twice {shorter} ({getattr(timing, shorter):g}s): {why}",
+            )
+
+
+def split_login(redis: RedisConfig) -> RedisConfig:
+    """Move user and password out of the URL, so that it can be shown. Raises ValueError: both places used."""
+    scheme, separator, rest = redis.url.partition("://")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
+    if not at:
+        return redis
+    username, colon, password = login.partition(":")
+    if colon and password and (redis.password is not None or redis.password_file is not None):
+        raise ValueError("holds a password, and there is another beside it: keep one")
+    if username and redis.username is not None:
+        raise ValueError("holds a user name, and there is another beside it: keep one")
+    return msgspec.structs.replace(
+        redis,
+        url=f"{scheme}{separator}{host}{slash}{path}",
+        username=unquote(username) or redis.username,
+        password=Secret(unquote(password)) if password else redis.password,
+    )
+
+
+def warnings(config: Config, document: Document, mode: int, url_had_password: bool) -> Iterator[str]:
+    """Doubts that stop nothing. ``mode`` is the file's st_mode."""
+    inline = [
+        key
+        for key, held in (("password", "password" in document.value["redis"]), ("url", url_had_password))
+        if held and ("redis", key) not in document.substituted
+    ]
+    if inline and mode & stat.S_IROTH:
+        yield _line(
+            config,
+            document,
+            f"redis.{inline[0]}",
+            "the file holds a password and everybody may read it: chmod o-r",
+        )
+    if mode & stat.S_IWOTH:
+        yield f"{config.source}: everybody may write this file, and with it run commands here: chmod o-w"
+    if config.redis.embedded and (config.redis.password is not None or config.redis.username is not None):
+        yield _line(config, document, "redis.password", "has no effect with url: embedded")
+    if config.transport == "stream":
+        for key in ("channels", "result_timeout", "on_no_receiver"):
+            if ("master", key) in document.lines:
+                yield _line(config, document, f"master.{key}", "has no effect with transport: stream")
+        for index, channel in enumerate(config.slave.channels):
+            if channel.handler:
+                path = f"slave.channels[{index}].handler"
+                yield _line(config, document, path, "has no effect with transport: stream")
+
+
+def _line(config: Config, document: Document, path: str, message: str) -> str:
+    keys = tuple(
+        int(part) if part.isdigit() else part for part in path.replace("[", ".").replace("]", "").split(".")
+    )
+    return f"{config.source}:{document.line(keys)}: {path}: {message}"
