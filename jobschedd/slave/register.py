@@ -1,4 +1,4 @@
-"""The start register of a channel process: the dispatch entries it has started, where a SIGKILL cannot hide them.
+"""The start register of a channel process: which dispatch entries it has started, safe from a SIGKILL.
 
 Each start is noted in a shared file mapping before it happens. The page cache outlives the process, so the
 next incarnation of the channel knows what ran, without one fsync. (After a crash of the whole machine nobody
@@ -8,7 +8,7 @@ The file, in native byte order (it never leaves its machine): one page for the m
 
     0     u64  starts noted so far: the cursor of the ring, written after the start itself
     8     u64  how many of them were over at the last clear; the slot is free when both are equal
-    4096  RING starts: u64 number, u64 entry time, u64 entry sequence, u64 process start time, u32 pid, u32 crc
+    4096  RING starts: u64 number, u64 entry time, u64 entry sequence, u64 starttime, u32 pid, u32 crc
 
 A start counts only when its checksum holds, so neither a torn write nor a damaged page invents one. The
 checksum begins with the version of this layout: a program of another version sees no starts at all.
@@ -144,7 +144,7 @@ def is_held(path: Path) -> bool:
 
 
 def read_starts(path: Path) -> list[Start]:
-    """Every start that can be read, slot by slot, oldest first; an entry noted twice shows once, with its pid.
+    """Every start that can be read, slot by slot, oldest first; an entry noted twice shows once.
 
     What is damaged is left out. Raises OSError when the file cannot be read.
     """
@@ -197,4 +197,5 @@ def _read(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         data = file.read()
-    return data + bytes(-max(0, len(data) - _PAGE) % _REGION)  # a truncated region still shows its first starts
+    missing = -max(0, len(data) - _PAGE) % _REGION
+    return data + bytes(missing)  # so that a truncated region still shows its first starts
