@@ -91,13 +91,12 @@ class Register:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(lock, 0, _size(slots))
             os.pwrite(lock, _MAGIC, 0)
-            fd = os.open(unfinished, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             os.rename(unfinished, path)
         except OSError:
             os.close(lock)
             os.unlink(unfinished)
             raise
-        return cls(path, lock, fd, slots)
+        return cls(path, lock, os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), slots)
 
     def note(self, slot: int, entry: str, pid: int = 0, starttime: int = 0) -> None:
         """``entry`` is started now in ``slot``; call it again once the pid is known."""

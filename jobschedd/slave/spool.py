@@ -182,9 +182,7 @@ class Home:
 
     def predecessors(self) -> list[Predecessor]:
         """Every incarnation whose process is gone, oldest first. Reads only: it may be called again."""
-        return [
-            self._read(incarnation) for incarnation in self._incarnations() if not self._lives(incarnation)
-        ]
+        return [self._read(incarnation) for incarnation in self._incarnations() if not self._lives(incarnation)]
 
     def discard(self, predecessor: Predecessor) -> None:
         """Redis knows everything that ``predecessor`` left: drop it. A damaged spool is kept, renamed.
@@ -221,9 +219,7 @@ class Home:
         for file in self._files():
             for prefix in (REGISTER, SPOOL):
                 if file.name.startswith(prefix) and file.is_file(follow_symlinks=False):
-                    found.setdefault(
-                        file.name.removeprefix(prefix), file.stat(follow_symlinks=False).st_mtime_ns
-                    )
+                    found.setdefault(file.name.removeprefix(prefix), file.stat(follow_symlinks=False).st_mtime_ns)
         return sorted(found, key=lambda incarnation: (found[incarnation], incarnation))
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
