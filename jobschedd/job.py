@@ -154,6 +154,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cwd: str = ""
     stdin: bytes = b""
     submitter: str = ""
+    key: str = ""  # idempotency key
 
     @property
     def what(self) -> str:
@@ -276,27 +277,34 @@ class Flag(enum.IntFlag):
     """Bits of the record's flags byte."""
 
     NONE = 0
-    CANCEL_REQUESTED = 1
+    CANCEL_REQUESTED = 1  # a user asked to cancel it while a channel had it
+    NO_RETRY_ON_LOSS = 2  # at most one start: lost is lost
+    FOLLOWED = 4  # somebody asked for live output
+    KEYED = 8  # submitted under an idempotency key, named in the spec
 
 
-_FIXED = struct.Struct("<BBBBBBBxIII")
+_HEAD = struct.Struct("<BBBBII")
+_MIDDLE = struct.Struct("<BBBxI")
 HEADER_SIZE: Final = 60
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The fixed part of a record. All times are server time in milliseconds since the epoch; 0 means none.
 
-    Layout, little-endian (the scripts in ``store/lua`` rely on it)::
+    Layout, little-endian (``store/lua/record.lua`` reads and writes it by offset)::
 
-         0 u8  version       8 u32 attempt     26 u48 since        46 u48 entry time (ms part of its id)
-         1 u8  state        12 u32 class       32 u48 expires      52 u32 entry sequence
-         2 u8  outcome      16 u32 waiter      38 8   incarnation  56 u32 length of the spec
-         3 u8  flags        20 u48 submitted
-         4 u8  priority + 100
-         5 u8  tries: failures charged so far
-         6 u8  crashes: times it ran when its channel process died
+         0 u8  version                 24 u8  state         \
+         1 u8  priority + 100          25 u8  outcome       |
+         2 u8  tries                   26 u8  flags         |
+         3 u8  crashes                 28 u32 attempt       |  what a move rewrites, in one piece
+         4 u32 class                   32 u48 since         |
+         8 u32 waiter                  38 8   incarnation   |
+        12 u48 submitted               46 u48 entry, time   |
+        18 u48 expires                 52 u32 entry, number /
+                                       56 u32 length of the spec
 
-    ``since`` is when the state began; for SCHEDULED it is when the job is due.
+    ``tries``: failures charged so far. ``crashes``: times it ran when its channel process died.
+    ``since``: when the state began; for SCHEDULED when the job is due.
     """
 
     state: State
@@ -316,47 +324,31 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     def pack(self, spec_length: int) -> bytes:
         """The header's bytes, to be followed by a spec of ``spec_length`` bytes."""
-        entry_time, _, entry_sequence = (self.entry or "0-0").partition("-")
+        entry_time, _, entry_number = (self.entry or "0-0").partition("-")
+        priority = self.priority + HIGHEST_PRIORITY
         return b"".join(
             (
-                _FIXED.pack(
-                    RECORD_VERSION,
-                    self.state,
-                    self.outcome,
-                    self.flags,
-                    self.priority + HIGHEST_PRIORITY,
-                    self.tries,
-                    self.crashes,
-                    self.attempt,
-                    self.job_class,
-                    self.waiter,
-                ),
+                _HEAD.pack(RECORD_VERSION, priority, self.tries, self.crashes, self.job_class, self.waiter),
                 self.submitted.to_bytes(6, "little"),
-                self.since.to_bytes(6, "little"),
                 self.expires.to_bytes(6, "little"),
+                _MIDDLE.pack(self.state, self.outcome, self.flags, self.attempt),
+                self.since.to_bytes(6, "little"),
                 bytes.fromhex(self.incarnation or "0" * 16),
                 int(entry_time).to_bytes(6, "little"),
-                int(entry_sequence).to_bytes(4, "little"),
+                int(entry_number).to_bytes(4, "little"),
                 spec_length.to_bytes(4, "little"),
             )
         )
-
-
-class Record(msgspec.Struct, frozen=True):
-    """A whole record: header, spec bytes and, once done, result bytes."""
-
-    header: Header
-    spec: bytes
-    result: bytes
 
 
 def decode_header(data: bytes) -> Header:
     """Raises ProtocolError for bytes that are no header of this version."""
     if len(data) < HEADER_SIZE:
         raise ProtocolError(f"record too short: {len(data)} bytes")
-    version, state, outcome, flags, priority, tries, crashes, attempt, job_class, waiter = _FIXED.unpack_from(data)
+    version, priority, tries, crashes, job_class, waiter = _HEAD.unpack_from(data)
     if version != RECORD_VERSION:
         raise ProtocolError(f"record of version {version}; this program reads version {RECORD_VERSION}")
+    state, outcome, flags, attempt = _MIDDLE.unpack_from(data, 24)
     try:
         return Header(
             state=State(state),
@@ -368,9 +360,9 @@ def decode_header(data: bytes) -> Header:
             attempt=attempt,
             job_class=job_class,
             waiter=waiter,
-            submitted=int.from_bytes(data[20:26], "little"),
-            since=int.from_bytes(data[26:32], "little"),
-            expires=int.from_bytes(data[32:38], "little"),
+            submitted=int.from_bytes(data[12:18], "little"),
+            since=int.from_bytes(data[32:38], "little"),
+            expires=int.from_bytes(data[18:24], "little"),
             incarnation=data[38:46].hex() if any(data[38:46]) else "",
             entry=_entry_id(data),
         )
@@ -379,8 +371,16 @@ def decode_header(data: bytes) -> Header:
 
 
 def _entry_id(data: bytes) -> str:
-    time, sequence = int.from_bytes(data[46:52], "little"), int.from_bytes(data[52:56], "little")
-    return f"{time}-{sequence}" if time or sequence else ""
+    time, number = int.from_bytes(data[46:52], "little"), int.from_bytes(data[52:56], "little")
+    return f"{time}-{number}" if time or number else ""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A whole record: header, spec bytes and, once done, result bytes."""
+
+    header: Header
+    spec: bytes
+    result: bytes
 
 
 def decode_record(data: bytes) -> Record:
@@ -415,3 +415,16 @@ class Target(msgspec.Struct, frozen=True):
             and (not self.node or self.node == node)
             and labels.issuperset(self.labels)
         )
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked job on its way into the store. Times in milliseconds; 0 means none."""
+
+    spec: bytes
+    target: Target = Target()
+    priority: int = 0
+    flags: Flag = Flag.NONE
+    delay_ms: int = 0
+    at_ms: int = 0  # since the epoch
+    expires_ms: int = 0  # from the submit on
+    key: str = ""

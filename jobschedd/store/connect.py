@@ -1,0 +1,171 @@
+"""The one factory of Redis clients, and the translation of Redis' errors into ours.
+
+Client-side retries are off: the library would repeat a command blindly after a lost reply, and a repeated
+XADD is a second job. What is safe to repeat is repeated by the caller. Every wait is bounded: a blocking read
+asks the server for less time than the socket waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
+
+from jobschedd.config import RedisConfig
+from jobschedd.errors import NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
+
+#: Seconds that a command may take before the connection counts as dead.
+COMMAND_TIMEOUT = 3.0
+CONNECT_TIMEOUT = 2.0
+#: What the socket waits beyond the block time of a blocking command.
+BLOCK_MARGIN = 2.0
+OLDEST_SERVER = (7, 0)
+
+_NOT_NOW = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "NOREPLICAS",
+    "MISCONF",
+    "BUSY",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "UNBLOCKED",
+)
+_REFUSED = (
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "NOPROTO",
+    "unknown command",
+    "max number of clients",
+    "MOVED",
+    "CROSSSLOT",
+)
+
+
+def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT) -> redis.Redis:
+    """A client named ``name`` (shown by CLIENT LIST). It connects at its first command. ``timeout`` in seconds."""
+    options: dict[str, Any] = {
+        "username": config.username,
+        "password": _password(config),
+        "client_name": _client_name(name),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "health_check_interval": 0,
+    }
+    parts = urlsplit(config.url)
+    if parts.scheme != "unix":
+        options["socket_keepalive"] = True
+    if parts.scheme == "rediss":
+        options |= {
+            "ssl_cert_reqs": "required",
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": config.ca_file,
+            "ssl_certfile": config.cert_file,
+            "ssl_keyfile": config.key_file,
+        }
+    if parts.scheme == "sentinel":
+        return _by_sentinel(config, options)
+    return redis.Redis.from_url(config.url, **{key: value for key, value in options.items() if value is not None})
+
+
+def blocking(config: RedisConfig, name: str, block: float) -> redis.Redis:
+    """A client for reads that block ``block`` seconds on the server: a connection of its own, patient enough."""
+    return connect(config, name, timeout=block + BLOCK_MARGIN)
+
+
+def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> redis.Redis:
+    parts = urlsplit(config.url)
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    service, _, database = parts.path.strip("/").partition("/")
+    addresses = [(host.partition(":")[0], int(host.partition(":")[2] or 26379)) for host in hosts]
+    patience = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
+    sentinel: Any = Sentinel(addresses, sentinel_kwargs=patience)  # type: ignore[no-untyped-call]
+    master: redis.Redis = sentinel.master_for(service or "mymaster", db=int(database or 0), **options)
+    return master
+
+
+def _password(config: RedisConfig) -> str | None:
+    try:
+        return config.secret()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreRefused(f"cannot read the password file {config.password_file}: {error}") from error
+
+
+def _client_name(name: str) -> str:
+    return "jobschedd:" + "".join(char if char.isalnum() or char in "-_./:" else "_" for char in name)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Redis' errors come out as ours: what the caller can do about it decides which."""
+    try:
+        yield
+    except RedisError as error:
+        raise translate(error) from error
+    except OSError as error:
+        raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
+
+
+def translate(error: RedisError) -> Exception:
+    """The error of ours that says what ``error`` means."""
+    text = str(error)
+    if "NOTLEADER" in text:
+        return NotTheLeader("another master holds the lead")
+    if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
+        return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
+    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(
+        word in text for word in _REFUSED
+    ):
+        return StoreRefused(f"Redis refused us: {text}")
+    if isinstance(error, InvalidResponse):
+        return StoreRefused(f"this does not speak the protocol of Redis: {text[:200]}")
+    if isinstance(error, BusyLoadingError | MasterNotFoundError | redis.ConnectionError | redis.TimeoutError):
+        return StoreUnavailable(f"Redis cannot be reached: {text}")
+    if isinstance(error, ResponseError) and any(text.startswith(word) or f" {word}" in text for word in _NOT_NOW):
+        return StoreUnavailable(f"Redis cannot serve us now: {text}")
+    return StoreRefused(f"Redis answered with an error: {text}")
+
+
+def check_server(client: redis.Redis) -> None:
+    """Raises StoreRefused where this server cannot hold jobs safely, and says how to mend it."""
+    with translated():
+        info = client.info("server") | client.info("cluster")
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_SERVER:
+        raise StoreRefused(f"Redis {version} is too old: 7.0 or newer, or Valkey, is needed")
+    if info.get("cluster_enabled"):
+        raise StoreRefused("Redis runs in cluster mode, which is not supported: use a single server or Sentinel")
+    policy = maxmemory_policy(client)
+    if policy not in ("noeviction", None):
+        raise StoreRefused(
+            f"maxmemory-policy is {policy}: Redis would throw jobs away when full; "
+            "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)"
+        )
+
+
+def maxmemory_policy(client: redis.Redis) -> str | None:
+    """The eviction policy; None where we may not ask."""
+    try:
+        with translated():
+            return str(client.config_get("maxmemory-policy").get("maxmemory-policy", "")) or None
+    except StoreRefused:
+        return None

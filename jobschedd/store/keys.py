@@ -1,0 +1,113 @@
+"""Every key of a namespace, and nowhere else. All share one hash tag, so that any script may use several.
+
+================  ======  ============================================================  ====================
+key               type    member                                                        lifetime
+================  ======  ============================================================  ====================
+identity          string  random id of this namespace's data: the *incarnation* of     for ever
+                          the store; an emptied or rolled-back Redis has another
+leader            string  ``<instance>:<epoch>`` of the master that leads               leader lease
+epoch             string  counter of leaderships                                        for ever
+next-id           string  counter of job ids                                            for ever
+next-client       string  counter of waiting clients                                    for ever
+job:<id>          string  a record: header, spec, result (see jobschedd/job.py)         until retention ends
+operation:<c>     string  last submit of client c and its answer, for a lost reply      1 hour
+once:<key>        string  id of the job submitted under this idempotency key            as its job
+classes           hash    class text -> number (see job.Target)                         for ever
+pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
+pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty
+scheduled         zset    id by due time                                                while not empty
+expiring          zset    id by expiry time                                             while not empty
+cancelling        set     ids with an open request to cancel                            while not empty
+bell              list    what changed, for the dispatcher to block on                  until read
+channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
+owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
+lease:<i>         hash    window and home of channel incarnation i                      channel lease
+dispatch:<i>      stream  orders for channel incarnation i, until answered              until it is reaped
+control:<i>       stream  hints for channel incarnation i: cancel, follow               1 hour, capped
+results           stream  what channels report, until collected                         until collected
+inbox:<n>         list    ids of ended jobs that client n waits for                     10 minutes
+waiters:<id>      set     further clients that wait for one job                         1 day
+output:<id>       stream  live output, while somebody follows                           1 minute after the end
+suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
+drains            hash    node, channel or node/channel -> why and since when (JSON)    until resumed
+dead              stream  messages nobody could read                                    capped
+sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
+answer:<id>       string  pubsub: full result of our own slave                          10 minutes
+================  ======  ============================================================  ====================
+"""
+
+from __future__ import annotations
+
+
+class Keys:
+    """The keys of one namespace. A method that ends in ``prefix`` is completed by scripts, within the same slot."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.base = f"jobsched:{{{namespace}}}:"
+        self.identity = self.base + "identity"
+        self.leader = self.base + "leader"
+        self.epoch = self.base + "epoch"
+        self.next_id = self.base + "next-id"
+        self.next_client = self.base + "next-client"
+        self.classes = self.base + "classes"
+        self.pending = self.base + "pending"
+        self.scheduled = self.base + "scheduled"
+        self.expiring = self.base + "expiring"
+        self.cancelling = self.base + "cancelling"
+        self.bell = self.base + "bell"
+        self.channels = self.base + "channels"
+        self.owners = self.base + "owners"
+        self.results = self.base + "results"
+        self.suspects = self.base + "suspects"
+        self.drains = self.base + "drains"
+        self.dead = self.base + "dead"
+
+    def job(self, job_id: str) -> str:
+        """The record of one job."""
+        return f"{self.base}job:{job_id}"
+
+    def operation(self, client: str) -> str:
+        """The last submit of one client."""
+        return f"{self.base}operation:{client}"
+
+    def pending_list(self, job_class: int, priority: int) -> str:
+        """The ids of one class and priority that wait for room."""
+        return f"{self.base}pending:{job_class}:{priority}"
+
+    def lease(self, incarnation: str) -> str:
+        """The lease of a channel incarnation."""
+        return f"{self.base}lease:{incarnation}"
+
+    def dispatch(self, incarnation: str) -> str:
+        """The dispatch stream of a channel incarnation."""
+        return f"{self.base}dispatch:{incarnation}"
+
+    def control(self, incarnation: str) -> str:
+        """The hints for a channel incarnation."""
+        return f"{self.base}control:{incarnation}"
+
+    def inbox(self, client: int) -> str:
+        """Where a waiting client is told of ended jobs."""
+        return f"{self.base}inbox:{client}"
+
+    def output(self, job_id: str) -> str:
+        """The live output of a followed job."""
+        return f"{self.base}output:{job_id}"
+
+    def answer(self, job_id: str) -> str:
+        """pubsub: the full result that our own slave leaves."""
+        return f"{self.base}answer:{job_id}"
+
+    def sent(self, channel: str) -> str:
+        """pubsub: what was published to a channel and not answered."""
+        return f"{self.base}sent:{channel}"
+
+
+def dispatch_channel(name: str) -> str:
+    """pubsub: the Redis channel that carries job ids to the dispatch channel ``name``; a name of the wire protocol."""
+    return f"CHANNEL_DISPATCH_{name}"
+
+
+#: pubsub: the Redis channel that carries every answer; a name of the wire protocol.
+RESULT_CHANNEL = "CHANNEL_RESULT"

@@ -1,0 +1,32 @@
+#!lua flags=allow-oom
+-- move: cancel      PENDING, SCHEDULED, WAITING -> DONE; with a channel: a flag on the record and a hint
+-- KEYS: scheduled cancelling
+-- ARGV: base, keep (ms), ids...
+-- returns: per id {1 cancelled | 2 requested | 3 had ended | 4 unknown, outcome where it had ended}
+local now, keep = now_ms(), tonumber(ARGV[2])
+local replies = {}
+for at = 3, #ARGV do
+  local id = ARGV[at]
+  local rec = call('GET', BASE .. 'job:' .. id)
+  local r = rec and read(rec)
+  local reply
+  if not r then
+    reply = {4}
+  elseif r.state == DONE then
+    reply = {3, r.outcome}
+  elseif r.state == DISPATCHED or r.state == RUNNING then
+    if not has(r.flags, CANCEL_REQUESTED) then
+      r.flags = r.flags + CANCEL_REQUESTED
+      write_middle(id, r)
+      call('SADD', KEY.cancelling, id)
+    end
+    hint('cancel', id, r)
+    reply = {2}
+  else
+    if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
+    finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
+    reply = {1}
+  end
+  replies[#replies + 1] = reply
+end
+return replies

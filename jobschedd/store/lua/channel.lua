@@ -1,0 +1,68 @@
+#!lua name=jobsched_channel_1
+-- What a slave may do, as functions: they run under the slave's own rights, and it needs none to load scripts.
+
+-- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
+local function ring(bell, text)
+  if redis.call('RPUSH', bell, text) > 10000 then redis.call('RPOP', bell) end
+end
+
+-- report: hand in what happened to dispatch entries. An entry's report leaves the node at most once: only
+-- whoever takes the entry away may say how it ended, and a requeue takes it away too.
+-- KEYS: dispatch stream, results, bell, lease
+-- ARGV: incarnation, window ('' when unchanged); then pairs: entry ('' for news that end nothing), report
+-- returns: per pair 1 (handed in) or 0 (the entry was no longer ours)
+local function report(keys, args)
+  local answers, taken = {}, 0
+  for at = 3, #args, 2 do
+    local entry = args[at]
+    if entry == '' then
+      redis.call('XADD', keys[2], '*', 'report', args[at + 1])
+      answers[#answers + 1] = 1
+    elseif redis.call('XDEL', keys[1], entry) == 1 then
+      redis.call('XADD', keys[2], '*', 'report', args[at + 1])
+      answers[#answers + 1] = 1
+      taken = taken + 1
+    else
+      answers[#answers + 1] = 0
+    end
+  end
+  if args[2] ~= '' and redis.call('EXISTS', keys[4]) == 1 then
+    redis.call('HSET', keys[4], 'window', args[2])
+    ring(keys[3], 'w:' .. args[1] .. ':' .. args[2] .. ':' .. taken)
+  elseif taken > 0 then
+    ring(keys[3], 'r:' .. args[1] .. ':' .. taken)
+  end
+  return answers
+end
+
+-- register: announce a channel incarnation, or announce it again after its lease was lost.
+-- KEYS: channels, owners, lease, bell, prefix of leases
+-- ARGV: incarnation, channel (node/name), what it says of itself (JSON), window, lease (ms), home
+-- returns: 'ok', or what the living owner of that name says of itself: one name is one daemon
+local function register(keys, args)
+  local other = redis.call('HGET', keys[2], args[2])
+  if other and other ~= args[1] then
+    local home = redis.call('HGET', keys[5] .. other, 'home')
+    if home and home ~= args[6] then return redis.call('HGET', keys[1], other) or 'unknown' end
+  end
+  redis.call('HSET', keys[1], args[1], args[3])
+  redis.call('HSET', keys[2], args[2], args[1])
+  redis.call('HSET', keys[3], 'window', args[4], 'home', args[6])
+  redis.call('PEXPIRE', keys[3], args[5])
+  ring(keys[4], 'c:' .. args[1])
+  return 'ok'
+end
+
+-- leave: give an incarnation's lease up. Its entries were not started, or were reported before.
+-- KEYS: lease, bell, channels
+-- ARGV: incarnation
+local function leave(keys, args)
+  redis.call('DEL', keys[1])
+  if redis.call('HEXISTS', keys[3], args[1]) == 1 then redis.call('HSET', keys[3], args[1], 'left') end
+  ring(keys[2], 'l:' .. args[1])
+  return 'ok'
+end
+
+redis.register_function{function_name = 'jobsched_report_1', callback = report, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_register_1', callback = register, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_leave_1', callback = leave, flags = {'allow-oom'}}

@@ -1,0 +1,76 @@
+#!lua flags=allow-oom
+-- moves: start      DISPATCHED -> RUNNING
+--        return     DISPATCHED, RUNNING -> PENDING, in front, uncharged
+--        collect    DISPATCHED, RUNNING -> DONE, or SCHEDULED | PENDING for a retry
+-- KEYS: leader scheduled
+-- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d where
+--       'start':  -                       'return': keep (ms) should a user have cancelled it
+--       'done':   outcome, result, keep (ms), -
+--       'retry':  delay (ms), tries, crashes, -
+-- returns: per report {verdict, record before}: 1 accepted, 2 duplicate, 3 stale, 4 unknown job.
+--          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history.
+if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
+local now = now_ms()
+local ACCEPTED, DUPLICATE, STALE, UNKNOWN = 1, 2, 3, 4
+
+local function pending_again(id, r)
+  r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
+  write_middle(id, r)
+  make_pending(r.class, r.priority, {id}, true)
+end
+
+local function apply(verb, id, rec, r, at)
+  if verb == 'start' then
+    if r.state == DISPATCHED then
+      r.state, r.since = RUNNING, now
+      write_middle(id, r)
+    end
+    return {ACCEPTED}
+  elseif verb == 'return' then
+    if has(r.flags, CANCEL_REQUESTED) then
+      finish_unreported(id, rec, r, CANCELLED, 'cancelled', tonumber(ARGV[at + 4]), now)
+    else
+      pending_again(id, r)
+    end
+    return {ACCEPTED}
+  elseif verb == 'done' then
+    finish(id, rec, r, tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 6]), now)
+    return {ACCEPTED, rec}
+  elseif verb == 'retry' then
+    local delay = tonumber(ARGV[at + 4])
+    r.tries, r.crashes = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+    write_tries(id, r)
+    if delay > 0 then
+      r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = SCHEDULED, 0, now + delay, NOBODY, 0, 0
+      write_middle(id, r)
+      call('ZADD', KEY.scheduled, r.since, id)
+      ring('s')
+    else
+      pending_again(id, r)
+    end
+    return {ACCEPTED, rec}
+  end
+  error('unknown verb ' .. verb)
+end
+
+local replies = {}
+for at = 3, #ARGV, 8 do
+  local verb, id = ARGV[at], ARGV[at + 1]
+  local rec = call('GET', BASE .. 'job:' .. id)
+  local reply
+  local r = rec and read(rec)
+  if not r then
+    reply = {UNKNOWN}
+  else
+    local same = r.attempt == tonumber(ARGV[at + 2]) and entry_of(r) == ARGV[at + 3]
+    if same and (r.state == DISPATCHED or r.state == RUNNING) then
+      reply = apply(verb, id, rec, r, at)
+    elseif same and r.state == DONE then
+      reply = {DUPLICATE, rec}
+    else
+      reply = {STALE}
+    end
+  end
+  replies[#replies + 1] = reply
+end
+return replies

@@ -1,0 +1,53 @@
+#!lua flags=allow-oom
+-- move: dispatch    PENDING -> DISPATCHED, or DONE (expired, or cancelled on its way back)
+-- KEYS: leader pending
+-- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most
+-- returns: per assignment {dispatched, left in the list, entries in the stream, window (-1: no lease)}
+if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
+local now, keep = now_ms(), tonumber(ARGV[3])
+
+local function from_hex(text)
+  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
+end
+
+local function order(id, rec, r, stream, incarnation)
+  r.attempt = r.attempt + 1
+  local entry = call('XADD', stream, '*', 'job', id, 'attempt', r.attempt, 'flags', r.flags,
+    'spec', string.sub(rec, 61, 60 + r.spec_length))
+  local time, number = string.match(entry, '^(%d+)-(%d+)$')
+  call('SETRANGE', BASE .. 'job:' .. id, 24,
+    middle(DISPATCHED, 0, r.flags, r.attempt, now, incarnation, tonumber(time), tonumber(number)))
+end
+
+local replies = {}
+for at = 4, #ARGV, 4 do
+  local list, name = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2]
+  local stream = BASE .. 'dispatch:' .. name
+  local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1)
+  local entries = call('XLEN', stream)
+  local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
+  local incarnation = from_hex(name)
+  while room > 0 do
+    local ids = call('LPOP', list, room)
+    if not ids then break end
+    for _, id in ipairs(ids) do
+      local rec = call('GET', BASE .. 'job:' .. id)
+      local r = rec and read(rec)
+      -- Anything else is the tombstone of a job that went another way.
+      if r and r.state == PENDING then
+        if has(r.flags, CANCEL_REQUESTED) then
+          finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
+        elseif r.expires > 0 and r.expires <= now then
+          finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
+        else
+          order(id, rec, r, stream, incarnation)
+          room, sent = room - 1, sent + 1
+        end
+      end
+    end
+  end
+  local left = call('LLEN', list)
+  if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
+  replies[#replies + 1] = {sent, left, entries + sent, window}
+end
+return replies

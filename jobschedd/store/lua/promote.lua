@@ -1,0 +1,49 @@
+#!lua flags=allow-oom
+-- moves: promote    SCHEDULED -> PENDING when its time has come
+--        expire     PENDING, SCHEDULED -> DONE (expired)
+-- KEYS: leader scheduled expiring
+-- ARGV: base, fence, keep of expired jobs (ms), at most
+-- returns: {promoted, expired, ms until the next is due (-1: none)}
+if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
+local now, keep = now_ms(), tonumber(ARGV[3])
+
+local promoted, lists, order = 0, {}, {}
+for _, id in ipairs(call('ZRANGEBYSCORE', KEY.scheduled, '-inf', now, 'LIMIT', 0, ARGV[4])) do
+  call('ZREM', KEY.scheduled, id)
+  local rec = call('GETRANGE', BASE .. 'job:' .. id, 0, 59)
+  local r = read(rec)
+  if r and r.state == SCHEDULED then
+    r.state, r.since = PENDING, now
+    write_middle(id, r)
+    local name = r.class .. ':' .. r.priority
+    if not lists[name] then
+      lists[name] = {r.class, r.priority, {}}
+      order[#order + 1] = name
+    end
+    table.insert(lists[name][3], id)
+    promoted = promoted + 1
+  end
+end
+for _, name in ipairs(order) do make_pending(lists[name][1], lists[name][2], lists[name][3], false) end
+
+local expired = 0
+for _, id in ipairs(call('ZRANGEBYSCORE', KEY.expiring, '-inf', now, 'LIMIT', 0, ARGV[4])) do
+  call('ZREM', KEY.expiring, id)
+  local rec = call('GET', BASE .. 'job:' .. id)
+  local r = rec and read(rec)
+  if r and (r.state == PENDING or r.state == SCHEDULED) then
+    if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
+    finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
+    expired = expired + 1
+  end
+end
+
+local soonest = -1
+for _, key in ipairs({KEY.scheduled, KEY.expiring}) do
+  local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if first[2] then
+    local wait = math.max(0, tonumber(first[2]) - now)
+    if soonest < 0 or wait < soonest then soonest = wait end
+  end
+end
+return {promoted, expired, soonest}

@@ -1,0 +1,121 @@
+-- Shared by the moves: reading and writing a record by offset (layout: jobschedd/job.py, class Header).
+local BASE = ARGV[1]
+local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
+local CANCELLED, LOST, EXPIRED = 4, 5, 6
+local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED = 1, 2, 4, 8
+local BELL_LIMIT = 10000
+local MANY_WAITERS = 4294967295
+local NOBODY = string.rep('\0', 8)
+local INBOX_TTL = 600000
+local call = redis.call
+
+local function now_ms()
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- nil for bytes that are no record of this version.
+local function read(rec)
+  if #rec < 60 or string.byte(rec) ~= 1 then return nil end
+  local r = {}
+  r.version, r.priority, r.tries, r.crashes, r.class, r.waiter, r.submitted, r.expires,
+  r.state, r.outcome, r.flags, r.attempt, r.since, r.incarnation, r.entry_time, r.entry_number, r.spec_length =
+    struct.unpack('<BBBBI4I4I6I6BBBxI4I6c8I6I4I4', rec)
+  r.priority = r.priority - 100
+  return r
+end
+
+-- The middle of the header: what a move rewrites in one piece at offset 24.
+local function middle(state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
+  return struct.pack('<BBBxI4I6c8I6I4', state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
+end
+
+local function write_middle(id, r)
+  call('SETRANGE', BASE .. 'job:' .. id, 24,
+    middle(r.state, r.outcome, r.flags, r.attempt, r.since, r.incarnation, r.entry_time, r.entry_number))
+end
+
+local function write_tries(id, r)
+  call('SETRANGE', BASE .. 'job:' .. id, 2, struct.pack('<BB', math.min(r.tries, 255), math.min(r.crashes, 255)))
+end
+
+local function entry_of(r)
+  return string.format('%.0f-%.0f', r.entry_time, r.entry_number)
+end
+
+local function has(flags, flag)
+  return math.floor(flags / flag) % 2 == 1
+end
+
+local function wake(id, waiter)
+  if waiter == 0 then return end
+  if waiter ~= MANY_WAITERS then
+    call('RPUSH', BASE .. 'inbox:' .. waiter, id)
+    call('PEXPIRE', BASE .. 'inbox:' .. waiter, INBOX_TTL)
+    return
+  end
+  for _, one in ipairs(call('SMEMBERS', BASE .. 'waiters:' .. id)) do
+    call('RPUSH', BASE .. 'inbox:' .. one, id)
+    call('PEXPIRE', BASE .. 'inbox:' .. one, INBOX_TTL)
+  end
+  call('DEL', BASE .. 'waiters:' .. id)
+end
+
+-- The one way to an end: the record gets its result and its time to live, whoever waits is told.
+local function finish(id, rec, r, outcome, result, keep, now)
+  local head = string.sub(rec, 1, 24)
+    .. middle(DONE, outcome, r.flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
+    .. string.sub(rec, 57, 60 + r.spec_length) .. result
+  if keep > 0 then
+    call('SET', BASE .. 'job:' .. id, head, 'PX', keep)
+  else
+    call('DEL', BASE .. 'job:' .. id)
+  end
+  if has(r.flags, CANCEL_REQUESTED) then call('SREM', BASE .. 'cancelling', id) end
+  if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
+  if has(r.flags, KEYED) then
+    local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
+    if ok and spec.key then call('PEXPIRE', BASE .. 'once:' .. spec.key, math.max(keep, 1)) end
+  end
+  wake(id, r.waiter)
+end
+
+-- An end that no channel reported. The collector learns of it on the result stream, for the history.
+local function finish_unreported(id, rec, r, outcome, cause, keep, now)
+  local result = cmsgpack.pack({outcome = outcome, cause = cause, ended = now / 1000})
+  finish(id, rec, r, outcome, result, keep, now)
+  call('XADD', BASE .. 'results', '*', 'ended', id)
+end
+
+-- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
+local function ring(text)
+  if call('RPUSH', BASE .. 'bell', text) > BELL_LIMIT then call('RPOP', BASE .. 'bell') end
+end
+
+local function to_hex(bytes)
+  return (string.gsub(bytes, '.', function(char) return string.format('%02x', string.byte(char)) end))
+end
+
+-- A hint to whichever channel has the job: repeated by those who care, so it may get lost.
+local function hint(what, id, r)
+  local control = BASE .. 'control:' .. to_hex(r.incarnation)
+  call('XADD', control, 'MAXLEN', '~', 1000, '*', what, id, 'attempt', r.attempt)
+  call('PEXPIRE', control, 3600000)
+end
+
+local function pending_list(class, priority)
+  return BASE .. 'pending:' .. string.format('%d:%d', class, priority)
+end
+
+-- Into the list of its class and priority: at the end, or in front when it had left it before.
+local function make_pending(class, priority, ids, in_front)
+  local list = pending_list(class, priority)
+  local before = call('LLEN', list)
+  for first = 1, #ids, 5000 do
+    call(in_front and 'LPUSH' or 'RPUSH', list, unpack(ids, first, math.min(first + 4999, #ids)))
+  end
+  if before == 0 then
+    call('SADD', BASE .. 'pending', string.format('%d:%d', class, priority))
+  end
+  ring(string.format('p:%d:%d:%d', class, priority, before + #ids))
+end

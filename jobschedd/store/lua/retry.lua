@@ -1,0 +1,26 @@
+#!lua
+-- move: retry       DONE -> PENDING, with fresh budgets, because a user asked
+-- KEYS:
+-- ARGV: base, ids...
+-- returns: per id: 1 pending again | 2 has not ended | 4 unknown
+local now = now_ms()
+local replies = {}
+for at = 2, #ARGV do
+  local id = ARGV[at]
+  local key = BASE .. 'job:' .. id
+  local rec = call('GET', key)
+  local r = rec and read(rec)
+  if not r then
+    replies[#replies + 1] = 4
+  elseif r.state ~= DONE then
+    replies[#replies + 1] = 2
+  else
+    local flags = has(r.flags, CANCEL_REQUESTED) and r.flags - CANCEL_REQUESTED or r.flags
+    call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
+      .. string.sub(rec, 13, 18) .. struct.pack('<I6', 0)
+      .. middle(PENDING, 0, flags, r.attempt, now, NOBODY, 0, 0) .. string.sub(rec, 57, 60 + r.spec_length))
+    make_pending(r.class, r.priority, {id}, false)
+    replies[#replies + 1] = 1
+  end
+end
+return replies

@@ -1,0 +1,251 @@
+"""The write path: one method a move, each one server-side script (``lua/``) and atomic.
+
+Writes of the master carry a fence, ``<instance>:<epoch>``, that the script compares with the lead in Redis:
+a master that lost it gets NotTheLeader and has changed nothing. Times are milliseconds of the server's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import groupby
+from typing import Any
+
+import redis
+
+from jobschedd.job import Header, Outcome, State, Submission
+from jobschedd.store.connect import translated
+from jobschedd.store.keys import Keys
+from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
+
+OPERATION_MEMORY = 3_600_000
+
+
+class Verdict(IntEnum):
+    """What became of a report."""
+
+    ACCEPTED = 1
+    DUPLICATE = 2  # of an end that was accepted before
+    STALE = 3  # of an attempt that was superseded
+    UNKNOWN = 4  # of a job that has no record
+
+
+class CancelAnswer(IntEnum):
+    """What became of a request to cancel."""
+
+    CANCELLED = 1
+    REQUESTED = 2  # a channel has it: it ends it, unless the job ends by itself first
+    ENDED = 3
+    UNKNOWN = 4
+
+
+class RetryAnswer(IntEnum):
+    """What became of a user's retry."""
+
+    PENDING = 1
+    NOT_ENDED = 2
+    UNKNOWN = 4
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Take up to ``count`` jobs of this class and priority for this channel incarnation."""
+
+    job_class: int
+    priority: int
+    incarnation: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """What came of an assignment. ``window`` is -1 when the incarnation's lease is gone."""
+
+    sent: int
+    left: int  # ids still in the list
+    entries: int  # in the channel's stream now
+    window: int
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """What came of requeueing a dead incarnation's entries."""
+
+    reason: str  # left: it said goodbye; lost: it did not; alive: it is back
+    requeued: int
+    lost: int
+    kept: int  # entries whose jobs asked to wait longer (lost_after)
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeaseState:
+    """A channel incarnation as the reaper sees it. ``missing_since`` is 0 while it has a lease."""
+
+    window: int
+    entries: int
+    missing_since: int
+
+
+class Verb:
+    """What the collector asks of the collect script."""
+
+    START = "start"
+    RETURN = "return"
+    DONE = "done"
+    RETRY = "retry"
+
+
+class OperationSlot:
+    """A submitter's memory of its last call: a repeated call with the same sequence number has one effect."""
+
+    def __init__(self, client_id: str) -> None:
+        self.client_id = client_id
+        self.sequence = 0
+
+
+class Moves:
+    """Every change of the namespace's state. One instance per process (and client connection)."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+
+    def _call(self, name: str, *args: Any, **fixed: str) -> Any:
+        with translated():
+            return script(name).call(self.client, self.keys, *args, **fixed)
+
+    # -- submitters -------------------------------------------------------------------------------------------
+
+    def submit(self, submissions: Sequence[Submission], slot: OperationSlot, waiter: int = 0) -> list[str]:
+        """The new jobs' ids, in order. Safe to repeat with the same ``slot.sequence`` after a lost reply.
+
+        Raises QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
+        """
+        groups = [list(group) for _, group in groupby(submissions, key=_group_key)]
+        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, len(groups)]
+        for group in groups:
+            first = group[0]
+            times = (first.delay_ms, first.at_ms, first.expires_ms)
+            arguments += [first.target.key(), first.priority, *times, first.key, len(group)]
+            arguments += [_new_record(submission, waiter) for submission in group]
+        answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
+        ids: list[str] = []
+        for first_id, group in zip(answer[1:], groups, strict=True):
+            ids += [str(int(first_id) + number) for number in range(len(group))]
+        return ids
+
+    def cancel(self, ids: Sequence[str], keep_ms: int) -> list[tuple[CancelAnswer, Outcome]]:
+        """Ask for the end of jobs; the outcome is told where one had ended. ``keep_ms``: retention of the ended."""
+        replies = self._call("cancel", keep_ms, *ids)
+        return [(CancelAnswer(r[0]), Outcome(r[1]) if len(r) > 1 else Outcome.NONE) for r in replies]
+
+    def await_end(self, client_number: int, ids: Sequence[str]) -> list[bytes | None]:
+        """Register to be told of ends in ``inbox``. Per id: its record when ended, b"" if not, None if unknown."""
+        return list(self._call("await", client_number, *ids))
+
+    def retry(self, ids: Sequence[str]) -> list[RetryAnswer]:
+        """Make ended jobs pending again."""
+        return [RetryAnswer(answer) for answer in self._call("retry", *ids)]
+
+    def follow(self, job_id: str) -> State | None:
+        """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""
+        state = self._call("follow", job_id)
+        return State(state) if state else None
+
+    def next_client(self) -> int:
+        """A number for a client that waits."""
+        with translated():
+            return int(self.client.incr(self.keys.next_client)) % 0xFFFFFFFE + 1
+
+    # -- the master -------------------------------------------------------------------------------------------
+
+    def acquire_lead(self, instance: str, lease_ms: int, lowest_epoch: int) -> tuple[int | None, str]:
+        """(epoch, "") when ``instance`` leads now, else (None, who does). Renews it when it leads already."""
+        granted, answer = self._call("lead", instance, lease_ms, lowest_epoch, "acquire")
+        return (int(answer), "") if granted else (None, _text(answer))
+
+    def release_lead(self, instance: str) -> bool:
+        """Give the lead up, if ``instance`` has it."""
+        return bool(self._call("lead", instance, 0, 0, "release")[0])
+
+    def leader(self) -> str | None:
+        """The fence of whoever leads."""
+        with translated():
+            holder = self.client.get(self.keys.leader)
+        return None if holder is None else _text(holder)
+
+    def load_channel_functions(self) -> None:
+        """Load the functions that slaves call, unless the server has them. Needs the right to."""
+        with translated():
+            known = self.client.function_list(library=CHANNEL_LIBRARY, withcode=True)
+            if channel_library().encode() not in _flatten(known):
+                self.client.function_load(channel_library(), replace=True)
+
+    def dispatch(self, fence: str, assignments: Sequence[Assignment], keep_ms: int) -> list[Dispatched]:
+        """Move pending jobs into dispatch streams, as far as the windows allow."""
+        arguments: list[Any] = [fence, keep_ms]
+        for a in assignments:
+            arguments += [a.job_class, a.priority, a.incarnation, a.count]
+        return [Dispatched(*reply) for reply in self._call("dispatch", *arguments)]
+
+    def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
+        """Judge reports, eight arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
+        replies = self._call("collect", fence, *arguments)
+        return [(Verdict(reply[0]), reply[1] if len(reply) > 1 else None) for reply in replies]
+
+    def requeue(self, fence: str, incarnation: str, missing_since: int, keep_ms: int, most: int) -> Requeued:
+        """Take up to ``most`` entries from an incarnation without a lease; forget it once it has none left."""
+        reply = self._call("requeue", fence, incarnation, missing_since, keep_ms, most)
+        reason, requeued, lost, kept, *jobs = reply
+        return Requeued(_text(reason), requeued, lost, kept, tuple(_text(job) for job in jobs))
+
+    def reap(self, fence: str, incarnations: Sequence[str]) -> tuple[int, dict[str, LeaseState]]:
+        """(server time, the lease of each incarnation)."""
+        now, *states = self._call("reap", fence, *incarnations)
+        return int(now), {name: LeaseState(*state) for name, state in zip(incarnations, states, strict=True)}
+
+    def promote(self, fence: str, keep_ms: int, most: int) -> tuple[int, int, float | None]:
+        """(promoted, expired, seconds until the next is due): what is due becomes pending, or ends expired."""
+        promoted, expired, soonest = self._call("promote", fence, keep_ms, most)
+        return promoted, expired, None if soonest < 0 else soonest / 1000
+
+    def repeat_hints(self, fence: str, most: int) -> int:
+        """Tell channels again of open requests to cancel; how many there are."""
+        return int(self._call("hint", fence, most))
+
+    def delete_collected(self, entry_ids: Iterable[str]) -> None:
+        """Drop entries of the result stream that are in the history."""
+        with translated():
+            self.client.xdel(self.keys.results, *entry_ids)
+
+    def bury(self, reason: str, sample: bytes, source: str) -> None:
+        """Keep a message that nobody can read, for people to look at."""
+        letter: Any = {"reason": reason, "sample": sample[:256], "source": source}
+        with translated():
+            self.client.xadd(self.keys.dead, letter, maxlen=1000, approximate=True)
+
+
+def _group_key(submission: Submission) -> Any:
+    if submission.key:
+        return submission.key, id(submission)
+    times = (submission.delay_ms, submission.at_ms, submission.expires_ms)
+    return "", submission.target, submission.priority, *times
+
+
+def _new_record(submission: Submission, waiter: int) -> bytes:
+    header = Header(state=State.PENDING, flags=submission.flags, priority=submission.priority, waiter=waiter)
+    return header.pack(len(submission.spec)) + submission.spec
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _flatten(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for pair in value.items() for item in pair for leaf in _flatten(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _flatten(item)]
+    return [value]

@@ -1,0 +1,68 @@
+"""The server-side scripts: one file a move in ``lua/``, its header read as data.
+
+A script's first comment lines say which fixed keys it uses (``-- KEYS: leader pending``, names of attributes
+of ``Keys``) and what it takes and returns. They are passed as KEYS and reach the script as ``KEY.leader``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from jobschedd.store.keys import Keys
+
+#: The library of functions that slaves call, and the version in its name: two versions live side by side.
+CHANNEL_LIBRARY = "jobsched_channel_1"
+REPORT, REGISTER, LEAVE = "jobsched_report_1", "jobsched_register_1", "jobsched_leave_1"
+
+
+class Script:
+    """One script: its text with the shared part put in, the names of its fixed keys, its digest."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        body = _text(name)
+        self.key_names = _key_names(body)
+        shebang = ""
+        if body.startswith("#!"):
+            shebang, _, body = body.partition("\n")
+        table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
+        self.text = f"{shebang}\n{_text('record')}\nlocal KEY = {{{table}}}\n{body}".lstrip()
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
+
+    def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
+        """Run it. ``fixed`` gives keys that are not attributes of ``Keys``. Loads the script when the server lost it."""
+        names = [fixed.get(name) or getattr(keys, name) for name in self.key_names]
+        arguments = (len(names), *names, keys.base, *args)
+        try:
+            return client.evalsha(self.sha, *arguments)
+        except NoScriptError:
+            client.script_load(self.text)
+            return client.evalsha(self.sha, *arguments)
+
+
+def _text(name: str) -> str:
+    return resources.files("jobschedd.store").joinpath("lua", f"{name}.lua").read_text()
+
+
+def _key_names(body: str) -> tuple[str, ...]:
+    for line in body.splitlines():
+        if line.startswith("-- KEYS:"):
+            return tuple(line.removeprefix("-- KEYS:").split())
+    raise ValueError("a script says no KEYS in its header")
+
+
+@cache
+def script(name: str) -> Script:
+    """The script ``lua/<name>.lua``, read once a process."""
+    return Script(name)
+
+
+def channel_library() -> str:
+    """The source of the functions that slaves call."""
+    return _text("channel")

@@ -1,0 +1,279 @@
+"""From what a user wrote (a dict, a JSONL line, options) to a checked Submission. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from jobschedd.durations import parse_duration
+from jobschedd.errors import InvalidJob
+from jobschedd.job import (
+    HIGHEST_PRIORITY,
+    MAX_PAYLOAD,
+    RETRYABLE,
+    Cause,
+    Flag,
+    Overlap,
+    Spec,
+    Submission,
+    Target,
+    encode,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+#: execve takes no single string beyond this, and no more than this altogether with the environment.
+LONGEST_ARGUMENT = 128 * 1024
+LARGEST_ARGV = 1024 * 1024
+#: Longest retries and crash budgets that the record can count.
+MOST_TRIES = 250
+
+_json = msgspec.json.Encoder()
+
+
+def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submission:
+    """Check every field of ``item`` (keys as in a JSONL line) and pack it. Raises InvalidJob naming the field."""
+    unknown = sorted(set(item) - set(_FIELDS) - set(_TIMES))
+    if unknown:
+        raise InvalidJob(unknown[0], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
+    values = {name: _FIELDS[name](name, item[name]) for name in item if name in _FIELDS and item[name] is not None}
+    node, channel = values.get("node", ""), values.get("channel", "")
+    if "/" in channel:
+        owner, _, channel = channel.partition("/")
+        if node and node != owner:
+            raise InvalidJob("channel", f"names node {owner!r}, but node says {node!r}")
+        values["node"], values["channel"] = node, channel = owner, channel
+    follow = values.pop("follow", False)
+    spec = Spec(**values)
+    _check_what(spec)
+    packed = encode(spec)
+    if len(packed) > max_payload:
+        raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
+    flags = Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS
+    flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
+    return Submission(
+        spec=packed,
+        target=Target(channel=channel, node=node, labels=tuple(sorted(spec.labels))),
+        priority=spec.priority,
+        flags=flags,
+        key=spec.key,
+        **_times(item),
+    )
+
+
+def _check_what(spec: Spec) -> None:
+    given = [name for name in ("command", "shell", "function") if getattr(spec, name) is not None]
+    if len(given) != 1:
+        problem = "give one of command, shell, function" if not given else f"{' and '.join(given)} exclude each other"
+        raise InvalidJob(given[1] if given else "command", problem)
+    if spec.function is None and (spec.args or spec.kwargs):
+        raise InvalidJob("args" if spec.args else "kwargs", "only a function takes them; a command has its argv")
+    if spec.function is not None and spec.stdin:
+        raise InvalidJob("stdin", "only a command has a standard input")
+    size = sum(len(part.encode()) + 1 for part in (*(spec.command or ()), *spec.env, *spec.env.values()))
+    if size > LARGEST_ARGV:
+        raise InvalidJob("command", f"arguments and environment are {size} bytes; no process takes over {LARGEST_ARGV}")
+
+
+def _times(item: Mapping[str, Any]) -> dict[str, int]:
+    delay, at, expires = item.get("delay"), item.get("at"), item.get("expires")
+    if delay is not None and at is not None:
+        raise InvalidJob("at", "delay and at exclude each other")
+    times = {}
+    if delay is not None:
+        times["delay_ms"] = round(_duration("delay", delay) * 1000)
+    if at is not None:
+        times["at_ms"] = round(point_in_time(at).timestamp() * 1000)
+    if expires is not None:
+        times["expires_ms"] = max(1, round(_duration("expires", expires) * 1000))
+    return times
+
+
+def point_in_time(value: Any) -> datetime:
+    """An ISO 8601 time (local where it names no zone), an aware datetime, or seconds since the epoch."""
+    if isinstance(value, datetime):
+        return value.astimezone()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return datetime.fromtimestamp(value).astimezone()
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidJob("at", f"{value!r} is no ISO 8601 time, such as 2027-03-01T04:00 or ...T04:00+02:00") from None
+
+
+def _duration(field: str, value: Any) -> float:
+    try:
+        return parse_duration(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidJob(field, str(error)) from None
+
+
+def _text(field: str, value: Any, longest: int = LONGEST_ARGUMENT) -> str:
+    if not isinstance(value, str):
+        raise InvalidJob(field, f"must be text, not {type(value).__name__}")
+    if "\0" in value:
+        raise InvalidJob(field, "holds a NUL character, which no process can be given")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidJob(field, "holds a lone surrogate, which is not text") from None
+    if size > longest:
+        raise InvalidJob(field, f"is {size} bytes long; the limit is {longest}")
+    return value
+
+
+def _argv(field: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidJob(field, 'must be a list of texts, such as ["echo", "hi"]; for a shell line use shell')
+    argv = tuple(_text(f"{field}[{number}]", part) for number, part in enumerate(value))
+    if not argv or not argv[0]:
+        raise InvalidJob(field, "names no program")
+    return argv
+
+
+def _name(field: str, value: Any) -> str:
+    if not isinstance(value, str) or NAME.fullmatch(value) is None:
+        raise InvalidJob(
+            field,
+            f"{value!r} is no name: letters, digits, '.', '_', '-', at most 64, not starting with a sign",
+        )
+    return value
+
+
+def _channel(field: str, value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not 1 <= len(text.split("/")) <= 2:
+        raise InvalidJob(field, f"{value!r} is no channel: write CHANNEL or NODE/CHANNEL")
+    for part in text.split("/"):
+        _name(field, part)
+    return text
+
+
+def _labels(field: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise InvalidJob(field, "must be a label or a list of labels")
+    return tuple(sorted({_name(field, label) for label in value}))
+
+
+def _function(field: str, value: Any) -> str:
+    text = _text(field, value, 512)
+    if FUNCTION.fullmatch(text) is None:
+        raise InvalidJob(field, f"{text!r} is no function: write package.module:function")
+    return text
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str, Any], int]:
+    def check(field: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+            raise InvalidJob(field, f"{value!r} must be a whole number from {lowest} to {highest}")
+        return value
+
+    return check
+
+
+def _boolean(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidJob(field, f"{value!r} must be true or false")
+    return value
+
+
+def _overlap(field: str, value: Any) -> Overlap:
+    try:
+        return Overlap(value)
+    except ValueError:
+        raise InvalidJob(field, f"{value!r} must be allow or forbid") from None
+
+
+def _causes(field: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidJob(field, "must be a list of causes, such as [exit, timeout]")
+    known = {str(cause) for cause in Cause}
+    for cause in value:
+        if cause not in known:
+            raise InvalidJob(field, f"{cause!r} is no cause; retried by default are {', '.join(sorted(RETRYABLE))}")
+    return tuple(value)
+
+
+def _environment(field: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise InvalidJob(field, "must map names to texts")
+    for name, text in value.items():
+        if not isinstance(name, str) or _ENV_NAME.fullmatch(name) is None:
+            raise InvalidJob(field, f"{name!r} is no name of an environment variable")
+        if name.startswith("JOBSCHED_"):
+            raise InvalidJob(field, f"{name} is set by the scheduler")
+        _text(f"{field}.{name}", text)
+    return dict(value)
+
+
+def _cwd(field: str, value: Any) -> str:
+    path = _text(field, value, 4096)
+    if not path.startswith("/"):
+        raise InvalidJob(field, f"{path!r} must be an absolute path: it is a directory of the node that runs the job")
+    return path
+
+
+def _stdin(field: str, value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise InvalidJob(field, "must be text")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise InvalidJob(field, "holds a lone surrogate, which is not text") from None
+
+
+def _arguments(kind: type, word: str) -> Callable[[str, Any], bytes]:
+    def check(field: str, value: Any) -> bytes:
+        if kind is list and isinstance(value, tuple):
+            value = list(value)
+        if not isinstance(value, kind):
+            raise InvalidJob(field, f"must be a JSON {word}")
+        try:
+            return _json.encode(value) if value else b""
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError, OverflowError) as error:
+            raise InvalidJob(field, f"cannot be written as JSON: {error}") from None
+
+    return check
+
+
+def _seconds(field: str, value: Any) -> float:
+    return _duration(field, value)
+
+
+_FIELDS: dict[str, Callable[[str, Any], Any]] = {
+    "command": _argv,
+    "shell": _text,
+    "function": _function,
+    "args": _arguments(list, "array"),
+    "kwargs": _arguments(dict, "object"),
+    "name": lambda field, value: _text(field, value, 200),
+    "channel": _channel,
+    "node": _name,
+    "labels": _labels,
+    "priority": _whole(-HIGHEST_PRIORITY, HIGHEST_PRIORITY),
+    "retries": _whole(0, MOST_TRIES),
+    "retry_delay": _seconds,
+    "retry_max_delay": _seconds,
+    "retry_on": _causes,
+    "timeout": _seconds,
+    "lost_after": _seconds,
+    "overlap": _overlap,
+    "retry_on_loss": _boolean,
+    "max_crashes": _whole(1, MOST_TRIES),
+    "env": _environment,
+    "cwd": _cwd,
+    "stdin": _stdin,
+    "submitter": lambda field, value: _text(field, value, 200),
+    "key": lambda field, value: _text(field, value, 200),
+    "follow": _boolean,
+}
+_TIMES = ("delay", "at", "expires")
