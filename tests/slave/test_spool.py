@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import signal
@@ -423,8 +424,7 @@ def fill(directory: Path) -> Path:
     with open(filler, "wb", buffering=0) as file:
         for size in (65536, 4096, 1):
             with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(b"x" * size)
+                file.writelines(itertools.repeat(b"x" * size))
     return filler
 
 
