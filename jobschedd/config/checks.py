@@ -21,7 +21,7 @@ def check(config: Config, document: Document, reader: Reader) -> None:
     """Note every contradiction in ``config``; what rests on a field that is wrong already is passed over."""
     _check_roles(config, reader)
     _check_channels(document, reader)
-    _check_redis(config, document, reader)
+    _check_redis(config, reader)
     _check_timing(config, reader)
 
 
@@ -62,7 +62,7 @@ def _check_channels(document: Document, reader: Reader) -> None:
         first.setdefault(name, index)
 
 
-def _check_redis(config: Config, document: Document, reader: Reader) -> None:
+def _check_redis(config: Config, reader: Reader) -> None:
     redis = config.redis
     if not reader.sound("redis"):
         return
@@ -81,10 +81,8 @@ def _check_redis(config: Config, document: Document, reader: Reader) -> None:
             reader.mistake(("redis", key), f"{shown(file)} does not exist")
     socket = socket_path(config.state_dir)
     if redis.embedded and len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH and reader.sound("state_dir"):
-        at = ("state_dir",) if ("state_dir",) in document.lines else ("redis", "url")
-        reader.mistake(
-            ("state_dir",), f"is too long for a Unix socket: {shown(socket)} exceeds 107 bytes", at=at
-        )
+        message = f"is too long for a Unix socket: {shown(socket)} exceeds {_LONGEST_SOCKET_PATH} bytes"
+        reader.mistake(("state_dir",), message, at=("redis", "url"))
 
 
 def _check_timing(config: Config, reader: Reader) -> None:
@@ -96,11 +94,8 @@ def _check_timing(config: Config, reader: Reader) -> None:
         if not reader.sound("timing", longer) or not reader.sound("timing", shorter):
             continue
         if getattr(timing, longer) <= 2 * getattr(timing, shorter):
-            at = longer if hasattr(timing, longer) else shorter
-            reader.mistake(
-                ("timing", at),
-                f"must be more than twice {shorter} ({getattr(timing, shorter):g}s): {why}",
-            )
+            message = f"must be more than twice {shorter} ({getattr(timing, shorter):g}s): {why}"
+            reader.mistake(("timing", longer), message, at=("timing", shorter))
 
 
 def split_login(redis: RedisConfig) -> RedisConfig:
@@ -152,7 +147,5 @@ def warnings(config: Config, document: Document, mode: int, url_had_password: bo
 
 
 def _line(config: Config, document: Document, path: str, message: str) -> str:
-    keys = tuple(
-        int(part) if part.isdigit() else part for part in path.replace("[", ".").replace("]", "").split(".")
-    )
+    keys = tuple(int(part) if part.isdigit() else part for part in path.replace("[", ".").replace("]", "").split("."))
     return f"{config.source}:{document.line(keys)}: {path}: {message}"

@@ -124,9 +124,7 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self._mistake(
-                        event, (), "a second document starts here ('---'): keep one document a file"
-                    )
+                    self._mistake(event, (), "a second document starts here ('---'): keep one document a file")
                     return
                 self._document.value = self._node(next(self._events), ())
         if documents == 0:
@@ -209,9 +207,7 @@ class _Builder:
     def _variable(self, event: yaml.ScalarEvent, path: Path, inside: str | None) -> str | None:
         match = None if inside is None else _VARIABLE_NAME.fullmatch(inside)
         if match is None:
-            self._mistake(
-                event, path, "'${' starts a variable, ${NAME} or ${NAME:-default}; the text itself is '$${'"
-            )
+            self._mistake(event, path, "'${' starts a variable, ${NAME} or ${NAME:-default}; the text itself is '$${'")
             return None
         self._document.substituted.add(path)
         name, default = match[1], match[2]
@@ -222,9 +218,7 @@ class _Builder:
         if default is not None:
             return content or default
         if content is None:
-            self._mistake(
-                event, path, f"environment variable {name} is not set (${{{name}:-default}} sets a default)"
-            )
+            self._mistake(event, path, f"environment variable {name} is not set (${{{name}:-default}} sets a default)")
         return content
 
     def _mistake(self, event: yaml.Event, path: Path, message: str) -> None:

@@ -65,11 +65,7 @@ def find(explicit: str | None = None, environ: Mapping[str, str] | None = None) 
             return place
     looked = ", ".join(places)
     raise ConfigError(
-        [
-            ConfigProblem(
-                "jobschedd", None, "", f"no configuration file: give --config FILE (looked at {looked})"
-            )
-        ]
+        [ConfigProblem("jobschedd", None, "", f"no configuration file: give --config FILE (looked at {looked})")]
     )
 
 
@@ -136,11 +132,7 @@ def _read(document: Document, reader: Reader, hostname: str) -> Config | None:
         reader.mistake((), "is empty: it needs at least role and redis")
         return None
     config = reader.struct(Config, document.value, ())
-    if (
-        isinstance(document.value, dict)
-        and "node" not in document.value
-        and not values.NAME.fullmatch(hostname)
-    ):
+    if isinstance(document.value, dict) and "node" not in document.value and not values.NAME.fullmatch(hostname):
         reader.mistake(("node",), f"the host name {values.shown(hostname)} is no valid name: set node")
     return config
 

@@ -26,6 +26,7 @@ from jobschedd.config.values import (
     Secret,
     Size,
     Slots,
+    Text,
     Umask,
 )
 
@@ -40,7 +41,7 @@ class RedisConfig(Struct, frozen=True, kw_only=True):
     """Where Redis is and who we are to it. ``url`` can be shown: a login in it moves to its own fields."""
 
     url: RedisUrl
-    username: str | None = None
+    username: Text | None = None
     password: Password | None = None
     password_file: FilePath | None = None  # read at every connect, so that a rotated password needs no reload
     ca_file: FilePath | None = None

@@ -38,13 +38,13 @@ class Reader:
 
     def mistake(self, path: Path, message: str, at: Path | None = None) -> None:
         """Note a mistake at ``path``, or at the line of ``at`` where the path itself is not in the file."""
-        self.mistakes.append(Mistake(self._document.line(path if at is None else at), path, message))
+        place = path if at is None or path in self._document.lines else at
+        self.mistakes.append(Mistake(self._document.line(place), path, message))
 
     def sound(self, *path: str | int) -> bool:
         """Whether nothing wrong was noted at, inside or around ``path``: only then it means something."""
         return not any(
-            mistake.path[: len(path)] == path or mistake.path == path[: len(mistake.path)]
-            for mistake in self.mistakes
+            mistake.path[: len(path)] == path or mistake.path == path[: len(mistake.path)] for mistake in self.mistakes
         )
 
     def struct(self, kind: type[Section], value: object, path: Path) -> Section | None:
