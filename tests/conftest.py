@@ -7,6 +7,8 @@ import os
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["redis_server"]
+
 # Two cores, several workers: hypothesis' own deadline would measure the neighbours. pytest-timeout bounds a test.
 settings.register_profile("jobschedd", deadline=None)
 settings.load_profile("jobschedd")
