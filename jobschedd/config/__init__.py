@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobschedd.config.load import client_settings, default_state_dir, find, load
+from jobschedd.config.loading import client_settings, default_state_dir, find, load
 from jobschedd.config.model import (
     Allow,
     ChannelConfig,

@@ -170,7 +170,9 @@ def _option(read: Any, value: str, origin: str) -> Any:
 
 
 def _problem(file: str, mistake: Mistake) -> ConfigProblem:
-    return ConfigProblem(file, mistake.line, dotted(mistake.path), mistake.message)
+    # Parts of the file are quoted in messages: none may end the line or speak to the terminal.
+    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in mistake.message)
+    return ConfigProblem(file, mistake.line, dotted(mistake.path), message)
 
 
 def _place(mistake: Mistake) -> int:
