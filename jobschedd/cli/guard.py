@@ -9,10 +9,10 @@ from typing import NoReturn
 from jobschedd.errors import ConfigError, JobschedError
 
 
-def guarded(program: str, command: Callable[[], object]) -> NoReturn:
+def guarded(program: str, command: Callable[..., object]) -> NoReturn:
     """Run a click ``command`` and exit. Every JobschedError becomes a line on stderr and its exit code."""
     try:
-        command()
+        command(prog_name=program)
     except JobschedError as error:
         # A configuration's mistakes name their file and line themselves, as compilers do.
         text = str(error) if isinstance(error, ConfigError) else f"{program}: {error}"

@@ -1,0 +1,83 @@
+"""What a wheel carries, and that what it carries works away from the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of what git tracks: what a fresh clone would give."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout: nothing says which files belong to the source")
+    subprocess.run(
+        ["tar", "--create", "--null", "--files-from=-", "--ignore-failed-read", f"--file={folder}/source.tar"],
+        cwd=ROOT,
+        input=tracked.stdout,
+        check=True,
+    )
+    subprocess.run(["tar", "--extract", f"--file={folder}/source.tar", f"--directory={source}"], check=True)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def shipped(folder: str) -> set[str]:
+    return {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*") if file.is_file()}
+
+
+def test_it_carries_every_file(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        sample = archive.read("jobschedd/resources/etc/jobsched.yaml")
+
+    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "jobschedd").rglob("*.py")}
+    assert modules <= names
+    assert shipped("jobschedd/store/lua") <= names
+    assert "jobschedd/py.typed" in names
+    for folder in ("etc", "systemd"):
+        assert {f"jobschedd/resources/{name}" for name in shipped(folder)} <= names
+    assert sample == (ROOT / "etc/jobsched.yaml").read_bytes()
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "etc", "systemd"))]
+
+
+def test_it_works_without_the_checkout(wheel: Path, tmp_path: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    resource = tmp_path / "installed/jobschedd/resources/etc/jobsched.yaml"
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "jobschedd.cli.daemon", "check", "--config", str(resource)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{resource}: ok")
