@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["redis_server"]
+pytest_plugins = ["redis_server", "cluster"]
 
 # Two cores, several workers: hypothesis' own deadline would measure the neighbours. pytest-timeout bounds a test.
 settings.register_profile("jobschedd", deadline=None)
