@@ -1,0 +1,54 @@
+"""The environment of a job: built from nothing, so that no secret and no habit of the daemon leaks into it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+from typing import Final
+
+from jobschedd.job import Order
+from jobschedd.slave.settings import ExecutionSettings
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Names that only this software gives a value to.
+OWN_PREFIX: Final = "JOBSCHED_"
+
+
+def node_environment(settings: ExecutionSettings) -> dict[str, str]:
+    """What every job on this node gets: the basic names, then what the node's configuration adds or changes."""
+    return {**_account(os.geteuid()), "PATH": PATH, "LANG": os.environ.get("LANG", "C.UTF-8"), **settings.env}
+
+
+def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
+    """By what a job knows which it is. The task of an array is called ``N_INDEX``."""
+    variables = {
+        "JOBSCHED_JOB_ID": order.job,
+        "JOBSCHED_ATTEMPT": str(order.attempt),
+        "JOBSCHED_CHANNEL": settings.channel,
+        "JOBSCHED_NODE": settings.node,
+    }
+    _, is_task, index = order.job.partition("_")
+    if is_task:
+        variables["JOBSCHED_ARRAY_INDEX"] = index
+    return variables
+
+
+def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]:
+    """All of it. The job's own names win over the node's, except for those that begin with JOBSCHED_."""
+    environment = node_environment(settings)
+    for name, value in order.spec.env.items():
+        if not (name.startswith(OWN_PREFIX) and name in environment):
+            environment[name] = value
+    environment.pop("JOBSCHED_ARRAY_INDEX", None)
+    environment.update(job_variables(order, settings))
+    return environment
+
+
+@functools.lru_cache(maxsize=4)
+def _account(uid: int) -> dict[str, str]:
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:  # containers run under numbers that no file knows
+        return {"HOME": "/", "USER": str(uid), "LOGNAME": str(uid)}
+    return {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
