@@ -36,7 +36,7 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
-        """Run it. ``fixed`` gives keys that are not attributes of ``Keys``. Loads the script when the server lost it."""
+        """Run it; load it when the server lost it. ``fixed`` gives keys that are no attributes of ``Keys``."""
         names = [fixed.get(name) or getattr(keys, name) for name in self.key_names]
         arguments = (len(names), *names, keys.base, *args)
         try:

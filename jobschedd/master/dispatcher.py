@@ -1,0 +1,341 @@
+"""The dispatcher: pending jobs -> dispatch channels, what is due -> pending, lost work -> back.
+
+It blocks on the bell and keeps in memory what placement looks at: how much is pending of each class and
+priority, and the window and entries of each channel. Every answer of the store corrects that picture; after
+any doubt it is read anew. The jobs themselves never pass through this process: one script call moves many.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobschedd.clock import Clock
+from jobschedd.errors import NotTheLeader, StoreRefused, StoreUnavailable
+from jobschedd.failpoints import failpoint
+from jobschedd.job import Target
+from jobschedd.logs import get_logger
+from jobschedd.master.leadership import Leadership
+from jobschedd.master.placement import ChannelView, Demand, Placement
+from jobschedd.store.bell import BELL_LIMIT, Bell
+from jobschedd.store.moves import Assignment, LeaseState, Moves, Requeued
+from jobschedd.store.survey import ChannelInfo, Survey
+
+log = get_logger(__name__)
+
+#: Jobs that one script call may move: it bounds how long the server is busy with us (about 10 ms).
+JOBS_PER_CALL = 1000
+ENTRIES_PER_REQUEUE = 500
+#: Rounds of dispatching before the bell and the lead are looked at again.
+ROUNDS = 8
+SURVEY_EVERY = 30.0
+STANDBY_POLL = 0.25
+LONGEST_BACK_OFF = 5.0
+
+
+@dataclass
+class Cadence:
+    """A duty with a period: next-due times, not modulo."""
+
+    every: float
+    duty: Callable[[], None]
+    due: float = 0.0
+
+
+class Dispatcher:
+    """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success."""
+
+    def __init__(
+        self,
+        *,
+        moves: Moves,
+        survey: Survey,
+        bell: Bell,
+        leadership: Leadership,
+        placement: Placement,
+        clock: Clock,
+        lease: float,
+        reap_scan: float,
+        block: float,
+        keep_ms: int,
+    ) -> None:
+        self._moves = moves
+        self._survey = survey
+        self._bell = bell
+        self._leadership = leadership
+        self._placement = placement
+        self._clock = clock
+        self._lease = lease
+        self._block = block
+        self._keep_ms = keep_ms
+        self._pending: dict[tuple[int, int], int] = {}
+        self._classes: dict[int, Target] = {}
+        self._channels: dict[str, ChannelView] = {}
+        self._left: set[str] = set()  # incarnations whose entries wait to be taken back
+        self._drained: frozenset[str] = frozenset()
+        self._surveyed = False
+        self._more_to_do = False
+        self._due_at = 0.0  # boot time at which something scheduled is due
+        self._answered = 0.0  # boot time of Redis' last answer
+        self._trusted_since: float | None = None
+        self._back_off = 0.1
+        self._cadences = [
+            Cadence(reap_scan, self._reap),
+            Cadence(reap_scan, self._repeat_hints),
+            Cadence(SURVEY_EVERY, self._look_at_everything),
+        ]
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self, stopping: Callable[[], bool], wait: Callable[[float], object], beat: Callable[[str], None]) -> None:
+        """Until ``stopping``. Redis away or the lead lost: step back, wait a little, go on."""
+        while not stopping():
+            try:
+                beat(self.step(wait))
+                self._back_off = 0.1
+            except NotTheLeader:
+                log.warning("lost the lead: standing by")
+                self._forget()
+                self._leadership.step_down()
+            except (StoreUnavailable, StoreRefused) as error:
+                log.warning("waiting for Redis", error=error, retry_in=f"{self._back_off:.1f}s")
+                self._forget()
+                beat(f"waiting for Redis: {error}")
+                wait(self._back_off * random.uniform(0.5, 1.0))
+                self._back_off = min(LONGEST_BACK_OFF, self._back_off * 2)
+        self._leadership.release()
+
+    def step(self, wait: Callable[[float], object]) -> str:
+        """One turn; answers what to tell the supervisor."""
+        if not self._leadership.hold():
+            self._forget()
+            wait(STANDBY_POLL)
+            return "standing by"
+        self._note_answer()
+        if not self._surveyed:
+            self._look_at_everything()
+        self._listen()
+        self._promote_due()
+        self._keep_cadences()
+        self._take_back()
+        self._dispatch()
+        return f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
+
+    def _forget(self) -> None:
+        self._surveyed = False
+        self._trusted_since = None
+
+    def _note_answer(self) -> None:
+        """Trust in silence of others needs our own answers without a gap: a stalled Redis lets leases end unrenewed."""
+        now = self._clock.boottime()
+        if self._trusted_since is None or now - self._answered > self._lease / 3:
+            self._trusted_since = now
+        self._answered = now
+
+    @property
+    def _trusting(self) -> bool:
+        return self._trusted_since is not None and self._clock.boottime() - self._trusted_since >= self._lease
+
+    # -- what changed -----------------------------------------------------------------------------------------
+
+    def _look_at_everything(self) -> None:
+        self._bell.silence()
+        self._classes = self._survey.classes()
+        self._pending = self._survey.pending()
+        self._drained = self._survey.drains()
+        known = self._survey.channels()
+        self._left = {incarnation for incarnation, info in known.items() if info is None}
+        views = {}
+        for incarnation, info in known.items():
+            if info is not None:
+                views[incarnation] = self._channels.get(incarnation) or self._view(incarnation, info)
+        self._channels = views
+        self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
+        self._open_and_close()
+        self._due_at = 0.0
+        self._surveyed = True
+
+    def _listen(self) -> None:
+        messages = self._bell.listen(self._patience())
+        self._note_answer()
+        if not messages:
+            return
+        failpoint("dispatcher.bell.after")
+        if len(messages) >= BELL_LIMIT:
+            self._look_at_everything()
+            return
+        for message in messages:
+            self._hear(message)
+
+    def _patience(self) -> float:
+        if self._more_to_do:
+            return 0.0
+        now = self._clock.boottime()
+        soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
+        return max(0.0, min(self._block, soonest - now))
+
+    def _hear(self, message: list[str]) -> None:
+        match message:
+            case ["p", job_class, priority, count]:
+                self._pending[int(job_class), int(priority)] = int(count)
+            case ["r", incarnation, taken]:
+                self._freed(incarnation, int(taken))
+            case ["w", incarnation, window, taken]:
+                self._freed(incarnation, int(taken), int(window))
+            case ["c", incarnation]:
+                self._welcome(incarnation)
+            case ["l", incarnation]:
+                self._say_goodbye(incarnation)
+            case ["s"]:
+                self._due_at = 0.0
+            case ["d"]:
+                self._drained = self._survey.drains()
+                self._open_and_close()
+            case _:
+                log.warning("the bell rang something unknown", heard=":".join(message)[:80])
+
+    def _freed(self, incarnation: str, taken: int, window: int | None = None) -> None:
+        view = self._channels.get(incarnation)
+        if view is None:
+            return
+        view.entries = max(0, view.entries - taken)
+        if window is not None:
+            view.window = window
+
+    def _welcome(self, incarnation: str) -> None:
+        info = self._survey.channel(incarnation)
+        if info is None:
+            return
+        if incarnation not in self._channels:
+            self._channels[incarnation] = self._view(incarnation, info)
+            log.info(
+                "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
+            )
+        self._see_leases(*self._moves.reap(self._leadership.fence, [incarnation]))
+        self._open_and_close()
+
+    def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
+        return ChannelView(incarnation, info.node, info.channel, info.slots, frozenset(info.labels))
+
+    def _say_goodbye(self, incarnation: str) -> None:
+        self._left.add(incarnation)
+        view = self._channels.pop(incarnation, None)
+        if view is not None:
+            log.info("channel left", channel=f"{view.node}/{view.name}", incarnation=incarnation)
+
+    def _open_and_close(self) -> None:
+        for view in self._channels.values():
+            names = {view.node, view.name, f"{view.node}/{view.name}"}
+            view.open = view.window >= 0 and not names & self._drained
+
+    # -- duties with a cadence --------------------------------------------------------------------------------
+
+    def _keep_cadences(self) -> None:
+        now = self._clock.boottime()
+        for cadence in self._cadences:
+            if cadence.due == 0.0:
+                cadence.due = now + cadence.every
+            elif now >= cadence.due:
+                cadence.due = now + cadence.every
+                cadence.duty()
+
+    def _promote_due(self) -> None:
+        now = self._clock.boottime()
+        if now < self._due_at:
+            return
+        promoted, expired, soonest = self._moves.promote(self._leadership.fence, self._keep_ms, JOBS_PER_CALL)
+        if promoted or expired:
+            failpoint("dispatcher.promote.after")
+            log.debug("due", promoted=promoted, expired=expired)
+        self._due_at = now + min(SURVEY_EVERY, SURVEY_EVERY if soonest is None else soonest)
+
+    def _repeat_hints(self) -> None:
+        self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+
+    def _reap(self) -> None:
+        """Look for incarnations whose lease is gone."""
+        if self._channels:
+            self._see_leases(*self._moves.reap(self._leadership.fence, list(self._channels)))
+            self._open_and_close()
+
+    def _see_leases(self, now_ms: int, leases: dict[str, LeaseState]) -> None:
+        for incarnation, lease in leases.items():
+            view = self._channels[incarnation]
+            if lease.missing_since and view.window >= 0:
+                log.warning("channel is silent: its lease ended", channel=f"{view.node}/{view.name}")
+            view.window = lease.window
+            view.entries = lease.entries
+            if lease.missing_since and self._trusting:
+                self._take_from_lost(incarnation, lease.missing_since)
+
+    # -- lost work --------------------------------------------------------------------------------------------
+
+    def _take_back(self) -> None:
+        """The entries of incarnations that said goodbye: not started, so nothing is charged."""
+        for incarnation in list(self._left):
+            failpoint("dispatcher.requeue.before")
+            answer = self._requeue(incarnation, 0)
+            if answer.reason == "alive" or answer.requeued + answer.lost < ENTRIES_PER_REQUEUE:
+                self._left.discard(incarnation)
+
+    def _take_from_lost(self, incarnation: str, missing_since: int) -> None:
+        failpoint("dispatcher.requeue.before")
+        view = self._channels[incarnation]
+        answer = self._requeue(incarnation, missing_since)
+        if answer.reason != "alive":
+            log.warning(
+                "channel is lost: its jobs go to others",
+                channel=f"{view.node}/{view.name}",
+                requeued=answer.requeued,
+                lost=answer.lost,
+                kept_back=answer.kept,
+            )
+        if answer.reason != "alive" and not answer.kept and answer.requeued + answer.lost < ENTRIES_PER_REQUEUE:
+            del self._channels[incarnation]
+
+    def _requeue(self, incarnation: str, missing_since: int) -> Requeued:
+        fence, keep = self._leadership.fence, self._keep_ms
+        answer = self._moves.requeue(fence, incarnation, missing_since, keep, ENTRIES_PER_REQUEUE)
+        failpoint("dispatcher.requeue.after")
+        if answer.jobs:
+            shown = " ".join(answer.jobs[:20]) + (" ..." if len(answer.jobs) > 20 else "")
+            log.info("requeued", incarnation=incarnation, jobs=shown, count=len(answer.jobs), reason=answer.reason)
+        return answer
+
+    # -- dispatching ------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        self._more_to_do = False
+        for _ in range(ROUNDS):
+            shares = self._placement.place(self._demands(), self._channels.values(), JOBS_PER_CALL)
+            if not shares:
+                return
+            assignments = [Assignment(s.demand.job_class, s.demand.priority, s.incarnation, s.count) for s in shares]
+            failpoint("dispatcher.dispatch.before")
+            answers = self._moves.dispatch(self._leadership.fence, assignments, self._keep_ms)
+            failpoint("dispatcher.dispatch.after")
+            self._note_answer()
+            for assignment, answer in zip(assignments, answers, strict=True):
+                self._learn(assignment, answer.left, answer.entries, answer.window)
+        self._more_to_do = True
+
+    def _demands(self) -> list[Demand]:
+        demands = []
+        for (job_class, priority), count in self._pending.items():
+            if job_class not in self._classes:
+                self._classes = self._survey.classes()
+            target = self._classes.get(job_class)
+            if target is not None and count > 0:
+                demands.append(Demand(job_class, priority, target, count))
+        return demands
+
+    def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
+        if left:
+            self._pending[assignment.job_class, assignment.priority] = left
+        else:
+            self._pending.pop((assignment.job_class, assignment.priority), None)
+        view = self._channels.get(assignment.incarnation)
+        if view is not None:
+            view.entries, view.window = entries, window
+            view.open = view.open and window >= 0

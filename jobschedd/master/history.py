@@ -1,0 +1,116 @@
+"""Every attempt that ended, in SQLite (WAL) beside the collector: for questions that outlive Redis' retention."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from jobschedd.errors import ProtocolError
+from jobschedd.job import Header, Outcome, Result, Spec, decode_spec
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS attempts (
+    incarnation TEXT NOT NULL,      -- of the namespace's data in Redis
+    job TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    final INTEGER NOT NULL,         -- 1: the job's accepted end; 0: another try followed
+    name TEXT NOT NULL,
+    what TEXT NOT NULL,
+    node TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    exit_code INTEGER,
+    signal INTEGER,
+    submitted REAL NOT NULL,        -- seconds since the epoch, as all times here
+    dispatched REAL NOT NULL,
+    started REAL NOT NULL,
+    ended REAL NOT NULL,
+    spec BLOB NOT NULL,
+    result BLOB NOT NULL,
+    PRIMARY KEY (incarnation, job, attempt)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempts_by_end ON attempts (ended);
+PRAGMA user_version = 1;
+"""
+_INSERT = "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+Row = tuple[str | int | float | bytes | None, ...]
+_UNREADABLE = Spec()
+
+
+def row(
+    incarnation: str, job: str, header: Header, spec_bytes: bytes, result: Result, packed: bytes, final: bool
+) -> Row:
+    """One attempt's row. ``packed`` are the bytes of ``result``."""
+    try:
+        spec = decode_spec(spec_bytes)
+    except ProtocolError:
+        spec = _UNREADABLE
+    dispatched = int(header.entry.partition("-")[0]) / 1000 if header.entry else 0.0
+    return (
+        incarnation,
+        job,
+        header.attempt,
+        int(final),
+        spec.name,
+        spec.what[:1000],
+        result.node,
+        result.channel,
+        Outcome(result.outcome).word,
+        result.cause,
+        result.exit_code,
+        result.signal,
+        header.submitted / 1000,
+        dispatched,
+        result.started,
+        result.ended,
+        spec_bytes,
+        packed,
+    )
+
+
+class History:
+    """The database file; created private. Every method may raise sqlite3.Error."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._database: sqlite3.Connection | None = None
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Insert in one transaction; rows that are there already are left alone."""
+        with self._open() as database:
+            database.executemany(_INSERT, rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            self._database = self._create()
+        return self._database
+
+    def _create(self) -> sqlite3.Connection:
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", mode=0o700, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise sqlite3.OperationalError(f"{self.path}: {error.strerror}") from error
+        database = sqlite3.connect(self.path, timeout=5.0)
+        database.execute("PRAGMA journal_mode = WAL")
+        # A power cut may cost the last rows, never the file: the result stream is trimmed after the commit, and
+        # the record in Redis stays for its retention.
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.executescript(_SCHEMA)
+        return database
+
+
+def packed_result(result: Result) -> bytes:
+    """The bytes of a result, for rows whose result no channel packed."""
+    return msgspec.msgpack.encode(result)

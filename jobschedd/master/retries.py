@@ -1,0 +1,71 @@
+"""What follows from a report: an end, or another try. Pure."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from jobschedd.job import RETRYABLE, UNCHARGED, Cause, Flag, Header, Outcome, Report, ReportKind, Result, Spec, encode
+
+
+@dataclass(frozen=True)
+class End:
+    """The job is over."""
+
+    outcome: Outcome
+    result: bytes
+
+
+@dataclass(frozen=True)
+class Again:
+    """Another attempt in ``delay`` seconds; the budgets become ``tries`` and ``crashes``."""
+
+    delay: float
+    tries: int
+    crashes: int
+
+
+def decide(header: Header, spec: Spec, report: Report, now: float, jitter: random.Random) -> End | Again:
+    """The consequence of ``report`` for a job whose record is (``header``, ``spec``). ``now`` in epoch seconds."""
+    if report.kind is ReportKind.CRASHED:
+        return _after_crash(header, spec, report, now)
+    end = End(report.outcome, report.result)
+    if report.outcome is Outcome.SUCCEEDED or Flag.CANCEL_REQUESTED in header.flags:
+        return end
+    if report.cause in UNCHARGED:
+        if spec.retry_on_loss:
+            return Again(0.0, header.tries, header.crashes)
+        return End(Outcome.LOST, report.result)
+    retryable = RETRYABLE if spec.retry_on is None else spec.retry_on
+    if (
+        report.outcome in (Outcome.FAILED, Outcome.TIMED_OUT)
+        and report.cause in retryable
+        and header.tries < spec.retries
+    ):
+        return Again(back_off(spec, header.tries, jitter), header.tries + 1, header.crashes)
+    return end
+
+
+def back_off(spec: Spec, tries: int, jitter: random.Random) -> float:
+    """Seconds before the next try: doubled each time, capped, spread over the upper half ("equal jitter")."""
+    delay = min(spec.retry_max_delay, spec.retry_delay * 2.0 ** min(tries, 60))
+    return delay * jitter.uniform(0.5, 1.0)
+
+
+def _after_crash(header: Header, spec: Spec, report: Report, now: float) -> End | Again:
+    crashes = header.crashes + 1
+    if Flag.CANCEL_REQUESTED in header.flags:
+        return _end(
+            report, Outcome.CANCELLED, Cause.CANCELLED, "its channel process died while it was being cancelled", now
+        )
+    if crashes >= spec.max_crashes:
+        why = f"its channel process died under it {crashes} times; given up (max_crashes)"
+        return _end(report, Outcome.FAILED, Cause.POISON, why, now)
+    if not spec.retry_on_loss:
+        return _end(report, Outcome.LOST, Cause.CHANNEL_LOST, "its channel process died under it", now)
+    return Again(0.0, header.tries, crashes)
+
+
+def _end(report: Report, outcome: Outcome, cause: Cause, why: str, now: float) -> End:
+    node, _, channel = report.reason.partition("/")
+    return End(outcome, encode(Result(outcome=outcome, cause=cause, error=why, ended=now, node=node, channel=channel)))

@@ -1,0 +1,39 @@
+"""The bell: what the dispatcher blocks on. Submitters, channels and the master's own moves ring it.
+
+Messages: ``p:<class>:<priority>:<ids in the list>`` a pending list grew; ``r:<incarnation>:<taken>`` a channel
+answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
+itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``d`` a drain began or ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from jobschedd.store.connect import translated
+from jobschedd.store.keys import Keys
+
+#: As many messages as the bell holds at most (see ``lua/record.lua``): having read that many, look at everything.
+BELL_LIMIT = 10_000
+
+
+class Bell:
+    """One reader's end, on a connection of its own."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._key = keys.bell
+
+    def listen(self, patience: float) -> list[list[str]]:
+        """Messages, split at the colons: at once when there are any, else within ``patience`` seconds, else none."""
+        with translated():
+            answer: Any = self._client.blmpop(max(patience, 0.001), 1, self._key, direction="LEFT", count=BELL_LIMIT)
+        if not answer:
+            return []
+        return [message.decode(errors="replace").split(":") for message in answer[1]]
+
+    def silence(self) -> None:
+        """Drop what has rung so far: the reader is about to look at everything."""
+        with translated():
+            self._client.delete(self._key)

@@ -1,0 +1,100 @@
+"""The dispatcher's own reading: everything at once, when it starts to lead or may have missed something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import redis
+
+from jobschedd.job import Target
+from jobschedd.store.connect import translated
+from jobschedd.store.keys import Keys
+
+
+class ChannelInfo(msgspec.Struct, frozen=True):
+    """What a channel incarnation says of itself when it registers."""
+
+    node: str
+    channel: str
+    incarnation: str = ""
+    slots: int = 1
+    labels: tuple[str, ...] = ()
+    pid: int = 0
+    host: str = ""
+    boot: str = ""
+    version: str = ""
+    started: float = 0.0
+    transport: str = "stream"
+
+
+LEFT = b"left"
+_decoder = msgspec.json.Decoder(ChannelInfo)
+
+
+class Survey:
+    """Reads of the whole picture."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def pending(self) -> dict[tuple[int, int], int]:
+        """(class, priority) -> ids in its list."""
+        with translated():
+            names: Any = self._client.smembers(self._keys.pending)
+            pairs = [tuple(int(part) for part in name.split(b":")) for name in names]
+            with self._client.pipeline(transaction=False) as pipe:
+                for job_class, priority in pairs:
+                    pipe.llen(self._keys.pending_list(job_class, priority))
+                lengths = pipe.execute()
+        return {(pair[0], pair[1]): length for pair, length in zip(pairs, lengths, strict=True)}
+
+    def classes(self) -> dict[int, Target]:
+        """Class number -> target."""
+        with translated():
+            known: Any = self._client.hgetall(self._keys.classes)
+        return {int(number): Target.from_key(text.decode()) for text, number in known.items()}
+
+    def channels(self) -> dict[str, ChannelInfo | None]:
+        """Incarnation -> what it said of itself; None for one that left, or that nobody can read."""
+        with translated():
+            known: Any = self._client.hgetall(self._keys.channels)
+        return {incarnation.decode(): read_channel(text) for incarnation, text in known.items()}
+
+    def channel(self, incarnation: str) -> ChannelInfo | None:
+        """One of ``channels``."""
+        with translated():
+            text: Any = self._client.hget(self._keys.channels, incarnation)
+        return read_channel(text)
+
+    def drains(self) -> frozenset[str]:
+        """The names (node, channel or node/channel) that take no new jobs."""
+        with translated():
+            names: Any = self._client.hkeys(self._keys.drains)
+        return frozenset(name.decode() for name in names)
+
+    def records(self, ids: list[str]) -> list[bytes | None]:
+        """The records of these jobs."""
+        if not ids:
+            return []
+        with translated():
+            records: Any = self._client.mget([self._keys.job(job_id) for job_id in ids])
+        return list(records)
+
+    def identity(self, proposal: str) -> str:
+        """The namespace's incarnation; ``proposal`` when it had none yet."""
+        with translated():
+            self._client.set(self._keys.identity, proposal, nx=True)
+            identity: Any = self._client.get(self._keys.identity)
+        return str(identity.decode())
+
+
+def read_channel(text: bytes | None) -> ChannelInfo | None:
+    """None for what is no channel's description."""
+    if text is None or text == LEFT:
+        return None
+    try:
+        return _decoder.decode(text)
+    except msgspec.MsgspecError:
+        return None
