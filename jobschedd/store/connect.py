@@ -70,6 +70,7 @@ def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT)
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "health_check_interval": 0,
+        "protocol": 2,
     }
     parts = urlsplit(config.url)
     if parts.scheme != "unix":

@@ -1,0 +1,213 @@
+"""A dispatch channel's side of Redis: its lease, its dispatch stream, its reports. Nothing here blocks.
+
+A slave changes no record. All it does goes through three functions that the master loaded (``lua/channel.lua``),
+two streams of its own, its lease, and the live output of its jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from jobschedd.clock import Clock
+from jobschedd.errors import StoreRefused, StoreUnavailable
+from jobschedd.store.connect import translated
+from jobschedd.store.keys import Keys
+from jobschedd.store.pipe import Pipe, is_error
+from jobschedd.store.scripts import CHANNEL_LIBRARY, LEAVE, REGISTER, REPORT, channel_library
+
+#: Seconds that an answer may take beyond the time the command blocks on the server.
+PATIENCE = 3.0
+ORDERS_PER_READ = 200
+OUTPUT_ENTRIES = 512
+OUTPUT_TTL = 3_600_000
+ENDED_OUTPUT_TTL = 60_000
+
+
+@dataclass(frozen=True)
+class OrderEntry:
+    """One entry of the dispatch stream, not yet trusted to be an order."""
+
+    id: str
+    fields: dict[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Something said about a job on the control stream: ``cancel`` or ``follow``."""
+
+    what: str
+    job: str
+
+
+OnEntries = Callable[[list[OrderEntry], list[Hint]], None]
+
+
+class ChannelStore:
+    """One incarnation's connection pair: one that blocks in reads on the server, one for everything else.
+
+    Any method may raise StoreUnavailable (or StoreRefused): then ``close`` and make a new one.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, clock: Clock, incarnation: str, block: float) -> None:
+        self._client = client
+        self._keys = keys
+        self._incarnation = incarnation
+        self._block = block
+        self._last_order = "0"
+        self._last_hint = "0"
+        self.orders = Pipe(client, clock)
+        try:
+            self.commands = Pipe(client, clock)
+        except Exception:
+            self.orders.close()
+            raise
+
+    @property
+    def pipes(self) -> tuple[Pipe, Pipe]:
+        """Both connections, for the event loop."""
+        return self.orders, self.commands
+
+    def close(self) -> None:
+        """Drop both connections."""
+        for pipe in self.pipes:
+            pipe.close()
+
+    # -- said once, at (re)connect: these block, within the client's time-out ---------------------------------
+
+    def register(self, channel: str, info: bytes, window: int, lease_ms: int, home: str) -> None:
+        """Announce the incarnation and set its lease. Raises StoreRefused when the name belongs to a living other."""
+        keys = self._keys
+        named = (keys.channels, keys.owners, keys.lease(self._incarnation), keys.bell, keys.base + "lease:")
+        answer = self._function(REGISTER, named, self._incarnation, channel, info, window, lease_ms, home)
+        if answer != b"ok":
+            raise StoreRefused(
+                f"channel {channel} is served by another daemon ({answer.decode(errors='replace')}); "
+                "give this one another node name, or stop the other"
+            )
+
+    def leave(self, incarnation: str | None = None) -> None:
+        """Give up the lease of this incarnation, or of a dead predecessor for which everything was said."""
+        name = incarnation or self._incarnation
+        self._function(LEAVE, (self._keys.lease(name), self._keys.bell, self._keys.channels), name)
+
+    def report_of(self, incarnation: str, reports: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """``report`` for a dead predecessor, at once. Per report whether its entry was still there."""
+        if not reports:
+            return []
+        named, arguments = self._report_arguments(incarnation, "", reports)
+        return [answer == 1 for answer in self._function(REPORT, named, *arguments)]
+
+    def _function(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
+        with translated():
+            try:
+                return self._client.fcall(name, len(keys), *keys, *arguments)
+            except redis.ResponseError as error:
+                if "function not found" not in str(error).lower():
+                    raise
+        self._load_functions()
+        with translated():
+            return self._client.fcall(name, len(keys), *keys, *arguments)
+
+    def _load_functions(self) -> None:
+        """The master loads them; we do only where our rights let us, so that a slave may be first."""
+        try:
+            with translated():
+                self._client.function_load(channel_library(), replace=True)
+        except StoreRefused as error:
+            raise StoreUnavailable(f"no master has loaded {CHANNEL_LIBRARY} yet, and we may not: {error}") from error
+
+    # -- the stream of orders ---------------------------------------------------------------------------------
+
+    def read_orders(self, on_entries: OnEntries) -> None:
+        """Ask for what is new, from the oldest unanswered entry on after a reconnect; call again after each answer."""
+        keys = self._keys
+        block = max(1, round(self._block * 1000))
+        streams = (keys.dispatch(self._incarnation), keys.control(self._incarnation))
+        command = (
+            "XREAD",
+            "COUNT",
+            ORDERS_PER_READ,
+            "BLOCK",
+            block,
+            "STREAMS",
+            *streams,
+            self._last_order,
+            self._last_hint,
+        )
+        self.orders.ask(lambda answer: on_entries(*self._parsed(answer)), self._block + PATIENCE, *command)
+
+    def _parsed(self, answer: Any) -> tuple[list[OrderEntry], list[Hint]]:
+        if is_error(answer):
+            raise answer
+        orders: list[OrderEntry] = []
+        hints: list[Hint] = []
+        for stream, entries in answer or ():
+            if stream == self._keys.dispatch(self._incarnation).encode():
+                orders = [OrderEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in entries]
+                self._last_order = orders[-1].id
+            else:
+                self._last_hint = entries[-1][0].decode()
+                hints = [hint for _, flat in entries for hint in _hints(_fields(flat))]
+        return orders, hints
+
+    # -- everything else --------------------------------------------------------------------------------------
+
+    def renew(self, lease_ms: int, on_answer: Callable[[bool], None]) -> None:
+        """Renew the lease; the answer says whether there still was one. Works in a full Redis."""
+        lease = self._keys.lease(self._incarnation)
+        self.commands.ask(lambda answer: on_answer(_checked(answer) == 1), PATIENCE, "PEXPIRE", lease, lease_ms)
+
+    def report(
+        self, reports: Sequence[tuple[str, bytes]], window: int | None, on_answer: Callable[[list[bool]], None]
+    ) -> None:
+        """Hand in packed reports as (entry, bytes); entry "" for news that end nothing. ``window``: when it changed."""
+        named, arguments = self._report_arguments(self._incarnation, "" if window is None else window, reports)
+        command = ("FCALL", REPORT, len(named), *named, *arguments)
+        self.commands.ask(lambda answer: on_answer([one == 1 for one in _checked(answer)]), PATIENCE, *command)
+
+    def _report_arguments(
+        self, incarnation: str, window: int | str, reports: Sequence[tuple[str, bytes]]
+    ) -> tuple[tuple[str, ...], list[Any]]:
+        keys = self._keys
+        named = (keys.dispatch(incarnation), keys.results, keys.bell, keys.lease(incarnation))
+        return named, [incarnation, window, *(part for report in reports for part in report)]
+
+    def publish_output(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
+        """Append to the live output of a followed job. A viewer that is too slow misses some; the job never waits."""
+        key = self._keys.output(job)
+        fields = ("attempt", attempt, "fd", fd, "offset", offset, "data", data)
+        self.commands.ask(_ignored, PATIENCE, "XADD", key, "MAXLEN", "~", OUTPUT_ENTRIES, "*", *fields)
+        if offset == 0:
+            self.commands.ask(_ignored, PATIENCE, "PEXPIRE", key, OUTPUT_TTL)
+
+    def end_output(self, job: str, attempt: int) -> None:
+        """Mark the end of an attempt's live output, and let it go soon."""
+        key = self._keys.output(job)
+        self.commands.ask(_ignored, PATIENCE, "XADD", key, "*", "attempt", attempt, "end", 1)
+        self.commands.ask(_ignored, PATIENCE, "PEXPIRE", key, ENDED_OUTPUT_TTL)
+
+
+def _checked(answer: Any) -> Any:
+    if is_error(answer):
+        raise answer
+    return answer
+
+
+def _ignored(answer: Any) -> None:
+    """Live output is a convenience: a full Redis may refuse it, and the job goes on."""
+
+
+def _fields(flat: Any) -> dict[bytes, bytes]:
+    if not flat:
+        return {}
+    return dict(zip(flat[::2], flat[1::2], strict=False))
+
+
+def _hints(fields: dict[bytes, bytes]) -> list[Hint]:
+    return [
+        Hint(what.decode(), fields[what].decode(errors="replace")) for what in (b"cancel", b"follow") if what in fields
+    ]

@@ -1,0 +1,429 @@
+"""The read path: what there is and where it is. Nothing here writes.
+
+There is no index of ended jobs: ids are counted, so a listing walks down from the newest. Whatever has not ended
+is found where it waits (pending lists, the scheduled set, dispatch streams), however many have ended beside it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any
+
+import msgspec
+import redis
+
+from jobschedd.errors import ProtocolError
+from jobschedd.job import Outcome, State, Target
+from jobschedd.store.connect import translated
+from jobschedd.store.keys import Keys
+from jobschedd.store.scripts import script
+from jobschedd.store.views import ChannelView, Counts, JobView, NodeView, by_node
+
+#: Ids that one call of the scan script looks at: about a millisecond of the server's time.
+_SCAN = 2000
+#: Ids to walk before asking whether the records that are left are fewer than the ids.
+_WALK = 100_000
+#: Records fetched at once: each may hold its output.
+_FETCH = 50
+
+_ACTIVE = frozenset({State.DISPATCHED, State.RUNNING})
+
+
+class Inspect:
+    """One namespace, read only. Every method raises StoreUnavailable or StoreRefused."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client: Any = client
+        self.keys = keys
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    def records(self, ids: Sequence[str]) -> list[bytes | None]:
+        """The packed record of each id; None where there is none."""
+        if not ids:
+            return []
+        with translated():
+            found: list[bytes | None] = self.client.mget([self.keys.job(job_id) for job_id in ids])
+        return found
+
+    def job(self, job_id: str) -> JobView | None:
+        """One job; None where there is no record. Raises ProtocolError for one that cannot be read."""
+        (data,) = self.records([job_id])
+        return None if data is None else JobView(job_id, data)
+
+    def jobs(
+        self,
+        states: Collection[State] = (),
+        outcomes: Collection[Outcome] = (),
+        limit: int = 0,
+        name: str = "",
+        select: Callable[[JobView], bool] | None = None,
+    ) -> Iterator[JobView]:
+        """Jobs in any of the states or with any of the outcomes (neither: all), newest first.
+
+        ``limit``: at most so many, 0 for all. ``name``: a shell-style pattern. Scheduled jobs asked for alone
+        come soonest first. Records that cannot be read are left out.
+        """
+        found = (view for view in self._views(self._ids(states, outcomes), states, outcomes))
+        if name:
+            found = (view for view in found if fnmatchcase(view.spec.name, name))
+        if select is not None:
+            found = (view for view in found if select(view))
+        return islice(found, limit or None)
+
+    def _views(self, ids: Iterable[str], states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[JobView]:
+        everything = not states and not outcomes
+        source = iter(ids)
+        size = 10
+        while batch := list(islice(source, size)):
+            size = _FETCH
+            for job_id, data in zip(batch, self.records(batch), strict=True):
+                view = _readable(job_id, data)
+                # What waited where it was found may have gone on since.
+                if view is not None and (
+                    everything or view.header.state in states or (view.ended and view.outcome in outcomes)
+                ):
+                    yield view
+
+    def _ids(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
+        waiting = set(states)
+        if outcomes or not states or waiting & {State.DONE, State.WAITING}:
+            return self._walk(states, outcomes)
+        if waiting == {State.SCHEDULED}:
+            return self._scheduled_ids()
+        sources: list[Iterable[str]] = []
+        if State.SCHEDULED in waiting:
+            sources.append(sorted(self._scheduled_ids(), key=int, reverse=True))
+        if waiting & _ACTIVE:
+            sources.append(self._active_ids())
+        if State.PENDING in waiting:
+            sources.append(self._pending_ids())
+        return _distinct(heapq.merge(*sources, key=int, reverse=True))
+
+    def _walk(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
+        everything = not states and not outcomes
+        wanted = _word(State, tuple(State) if everything else states), _word(Outcome, outcomes)
+        with translated():
+            newest = int(self.client.get(self.keys.next_id) or 0)
+        for first in range(newest, 0, -_SCAN):
+            if newest - first >= _WALK and (newest - first) % _WALK < _SCAN:
+                with translated():
+                    records = self.client.dbsize()
+                if records < first:
+                    yield from self._swept(first, wanted)
+                    return
+            yield from self._scan(first, min(_SCAN, first), wanted)
+
+    def _scan(self, first: int, count: int, wanted: tuple[str, str]) -> list[str]:
+        with translated():
+            found = script("scan").call(self.client, self.keys, first, count, *wanted)
+        return [job_id.decode() for job_id in found]
+
+    def _swept(self, newest: int, wanted: tuple[str, str]) -> Iterator[str]:
+        """The same by a sweep over all keys: cheaper where most ids have no record any more."""
+        prefix = self.keys.job("").encode()
+        with translated():
+            keys = self.client.scan_iter(match=_literal(prefix) + b"*", count=1000)
+            numbers = {int(key[len(prefix) :]) for key in keys if key[len(prefix) :].isdigit()}
+        for number in sorted((number for number in numbers if number <= newest), reverse=True):
+            yield from self._scan(number, 1, wanted)
+
+    def _scheduled_ids(self) -> Iterator[str]:
+        for start in range(0, 1 << 62, 1000):
+            with translated():
+                page = self.client.zrange(self.keys.scheduled, start, start + 999)
+            yield from (job_id.decode() for job_id in page)
+            if len(page) < 1000:
+                return
+
+    def _active_ids(self) -> list[str]:
+        with translated():
+            incarnations = [_text(name) for name in self.client.hkeys(self.keys.channels)]
+            ids: set[str] = set()
+            for some in _chunks(incarnations, 500):
+                pipeline = self.client.pipeline(transaction=False)
+                for incarnation in some:
+                    pipeline.xrange(self.keys.dispatch(incarnation))
+                for entries in pipeline.execute():
+                    ids |= {_text(fields[b"job"]) for _, fields in entries if fields and b"job" in fields}
+        return sorted((job_id for job_id in ids if job_id.isdigit()), key=int, reverse=True)
+
+    def _pending_ids(self) -> Iterator[str]:
+        with translated():
+            names = [_text(name) for name in self.client.smembers(self.keys.pending)]
+        lists = (self._list_backwards(f"{self.keys.base}pending:{name}") for name in names)
+        # A list is nearly in order: only what came back stands in front of younger ones.
+        return heapq.merge(*lists, key=int, reverse=True)
+
+    def _list_backwards(self, key: str) -> Iterator[str]:
+        end = -1
+        while True:
+            with translated():
+                page = self.client.lrange(key, end - 499, end)
+            yield from (job_id.decode() for job_id in reversed(page))
+            if len(page) < 500:
+                return
+            end -= 500
+
+    def places(self, views: Iterable[JobView]) -> dict[str, tuple[str, str]]:
+        """By incarnation, the node and channel of those that have one of these jobs now."""
+        incarnations = sorted({view.header.incarnation for view in views if view.header.state in _ACTIVE} - {""})
+        if not incarnations:
+            return {}
+        with translated():
+            said = self.client.hmget(self.keys.channels, incarnations)
+        described = {name: _description(data) for name, data in zip(incarnations, said, strict=True)}
+        return {
+            name: (str(about.get("node", "")), str(about.get("channel", "")))
+            for name, about in described.items()
+            if about
+        }
+
+    # -- the fleet --------------------------------------------------------------------------------------------
+
+    def channels(self) -> list[ChannelView]:
+        """Every channel that is or was, by name; several incarnations of one while an old one drains."""
+        with translated():
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.hgetall(self.keys.channels)
+            pipeline.hgetall(self.keys.owners)
+            said, owners = pipeline.execute()
+        drains = self.drains()
+        newest = {_text(name): _text(incarnation) for name, incarnation in owners.items()}
+        described = {_text(name): _description(data) for name, data in said.items()}
+        leases = self._leases(list(described))
+        views = []
+        for incarnation, about in described.items():
+            if about:
+                views.append(_channel(incarnation, about, *leases[incarnation], drains))
+        alive = {view.name for view in views}
+        for name in newest:
+            if name not in alive:
+                views.append(_gone(name, newest[name], drains))
+        return sorted(views, key=lambda view: (_natural(view.node), _natural(view.channel), view.started))
+
+    def _leases(self, incarnations: list[str]) -> dict[str, tuple[int | None, int]]:
+        leases: dict[str, tuple[int | None, int]] = {}
+        for some in _chunks(incarnations, 500):
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for incarnation in some:
+                    pipeline.hget(self.keys.lease(incarnation), "window")
+                    pipeline.xlen(self.keys.dispatch(incarnation))
+                replies = pipeline.execute()
+            for number, incarnation in enumerate(some):
+                window, entries = replies[2 * number : 2 * number + 2]
+                leases[incarnation] = (None if window is None else int(window), int(entries))
+        return leases
+
+    def nodes(self) -> list[NodeView]:
+        """Every node that is or was, by name."""
+        return by_node(self.channels())
+
+    def drains(self) -> dict[str, dict[str, Any]]:
+        """What is drained: node, channel or node/channel -> reason, since, by."""
+        with translated():
+            found = self.client.hgetall(self.keys.drains)
+        return {_text(name): _description(data) or {} for name, data in found.items()}
+
+    def served(self, target: Target) -> bool:
+        """Whether a channel has ever been seen that a job for ``target`` could run on."""
+        if target.labels:
+            return any(target.admits(view.node, view.channel, frozenset(view.labels)) for view in self.channels())
+        with translated():
+            if target.node and target.channel:
+                return bool(self.client.hexists(self.keys.owners, f"{target.node}/{target.channel}"))
+            pattern = f"{target.node or '*'}/{target.channel or '*'}"
+            for _ in self.client.hscan_iter(self.keys.owners, match=pattern, count=5000):
+                return True
+        return False
+
+    def leader(self) -> tuple[str, int] | None:
+        """(fence of the leading master, milliseconds left of its lease); None where nobody leads."""
+        with translated():
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.get(self.keys.leader)
+            pipeline.pttl(self.keys.leader)
+            holder, left = pipeline.execute()
+        return None if holder is None else (_text(holder), int(left))
+
+    def counts(self) -> Counts:
+        """How many jobs are where."""
+        with translated():
+            incarnations = [_text(name) for name in self.client.hkeys(self.keys.channels)]
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.get(self.keys.next_id)
+            pipeline.zcard(self.keys.scheduled)
+            pipeline.xlen(self.keys.results)
+            pipeline.scard(self.keys.cancelling)
+            pipeline.xlen(self.keys.dead)
+            pipeline.smembers(self.keys.pending)
+            newest, scheduled, uncollected, cancelling, dead, lists = pipeline.execute()
+        active = sum(entries for _, entries in self._leases(incarnations).values())
+        return Counts(
+            pending=sum(self._lengths([_text(name) for name in lists]).values()),
+            scheduled=scheduled,
+            active=active,
+            submitted=int(newest or 0),
+            uncollected=uncollected,
+            cancelling=cancelling,
+            dead_letters=dead,
+        )
+
+    def pending_by_class(self) -> dict[tuple[Target, int], int]:
+        """How many wait, by (where they may run, priority)."""
+        with translated():
+            lists = [_text(name) for name in self.client.smembers(self.keys.pending)]
+            classes = {int(number): _text(text) for text, number in self.client.hgetall(self.keys.classes).items()}
+        waiting: dict[tuple[Target, int], int] = {}
+        for name, length in self._lengths(lists).items():
+            number, _, priority = name.partition(":")
+            if length and int(number) in classes:
+                waiting[Target.from_key(classes[int(number)]), int(priority)] = length
+        return waiting
+
+    def _lengths(self, lists: list[str]) -> dict[str, int]:
+        lengths: dict[str, int] = {}
+        for some in _chunks(lists, 500):
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for name in some:
+                    pipeline.llen(f"{self.keys.base}pending:{name}")
+                lengths |= dict(zip(some, pipeline.execute(), strict=True))
+        return lengths
+
+    def dead_letters(self, limit: int = 20) -> list[dict[str, str]]:
+        """The newest messages that nobody could read: id, time, reason, source, sample (escaped)."""
+        with translated():
+            entries = self.client.xrevrange(self.keys.dead, count=limit)
+        letters = []
+        for entry, fields in entries:
+            texts = {_text(name): value.decode(errors="backslashreplace") for name, value in fields.items()}
+            letters.append(
+                {"id": _text(entry)} | {name: texts.get(name, "") for name in ("reason", "source", "sample")}
+            )
+        return letters
+
+    def server(self) -> dict[str, Any]:
+        """INFO of the server, as far as we may ask."""
+        with translated():
+            return dict(self.client.info())
+
+    def time(self) -> float:
+        """The server's clock, in seconds since the epoch."""
+        with translated():
+            seconds, micro = self.client.time()
+        return float(seconds) + float(micro) / 1e6
+
+
+def _readable(job_id: str, data: bytes | None) -> JobView | None:
+    if data is None:
+        return None
+    try:
+        view = JobView(job_id, data)
+        _ = view.spec, view.result
+    except ProtocolError:
+        return None
+    return view
+
+
+def _word(kind: type[State] | type[Outcome], wanted: Collection[Any]) -> str:
+    chosen = set(wanted)
+    return "".join("1" if number in {int(one) for one in chosen} else "0" for number in range(max(kind) + 1))
+
+
+def _distinct(ids: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for job_id in ids:
+        if job_id not in seen:
+            seen.add(job_id)
+            yield job_id
+
+
+def _literal(prefix: bytes) -> bytes:
+    for special in b"\\*?[":
+        prefix = prefix.replace(bytes((special,)), b"\\" + bytes((special,)))
+    return prefix
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _description(data: bytes | None) -> dict[str, Any]:
+    try:
+        said = msgspec.json.decode(data or b"null")
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (1 << 62, name)
+
+
+def _drain(node: str, channel: str, drains: dict[str, dict[str, Any]]) -> str | None:
+    for name in (f"{node}/{channel}", node, channel):
+        if name in drains:
+            return str(drains[name].get("reason") or "")
+    return None
+
+
+def _channel(
+    incarnation: str,
+    about: dict[str, Any],
+    window: int | None,
+    entries: int,
+    drains: dict[str, dict[str, Any]],
+) -> ChannelView:
+    node, channel = str(about.get("node", "")), str(about.get("channel", ""))
+    reason = _drain(node, channel, drains)
+    if window is None:
+        state = "lost"
+    elif reason is None:
+        state = "up"
+    else:
+        state = "draining" if entries else "drained"
+    return ChannelView(
+        node=node,
+        channel=channel,
+        state=state,
+        slots=int(about.get("slots") or 0),
+        labels=tuple(str(label) for label in about.get("labels") or ()),
+        window=window or 0,
+        entries=entries,
+        incarnation=incarnation,
+        pid=int(about.get("pid") or 0),
+        host=str(about.get("host") or ""),
+        version=str(about.get("version") or ""),
+        transport=str(about.get("transport") or "stream"),
+        started=float(about.get("started") or 0.0),
+        drain_reason=reason,
+    )
+
+
+def _gone(name: str, incarnation: str, drains: dict[str, dict[str, Any]]) -> ChannelView:
+    node, _, channel = name.partition("/")
+    return ChannelView(
+        node=node,
+        channel=channel,
+        state="down",
+        slots=0,
+        labels=(),
+        window=0,
+        entries=0,
+        incarnation=incarnation,
+        pid=0,
+        host="",
+        version="",
+        transport="stream",
+        started=0.0,
+        drain_reason=_drain(node, channel, drains),
+    )

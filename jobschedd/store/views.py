@@ -1,0 +1,271 @@
+"""What a reader of the store gets: jobs, channels and nodes as plain values, and their JSON (docs/json.md).
+
+The JSON is an interface: fields are added, never renamed or removed. Times are seconds since the epoch, null
+where there is none; absent texts are null.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from jobschedd.errors import ProtocolError
+from jobschedd.job import (
+    Captured,
+    Flag,
+    Header,
+    Outcome,
+    Record,
+    Result,
+    Spec,
+    State,
+    decode_record,
+    decode_result,
+    decode_spec,
+)
+
+_NO_RESULT = Result(outcome=Outcome.NONE, cause="")
+
+
+class JobView:
+    """One job as its record says at the time of reading. Raises ProtocolError where the record is unreadable."""
+
+    def __init__(self, job_id: str, data: bytes) -> None:
+        self.id = job_id
+        self._record: Record = decode_record(data)
+
+    @property
+    def header(self) -> Header:
+        """State, attempt, times: the record's fixed part."""
+        return self._record.header
+
+    @cached_property
+    def spec(self) -> Spec:
+        """What was asked for."""
+        return decode_spec(self._record.spec)
+
+    @cached_property
+    def result(self) -> Result:
+        """How the last attempt ended; an empty one while the job has not ended."""
+        return decode_result(self._record.result) if self._record.result else _NO_RESULT
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has its accepted end."""
+        return self.header.state == State.DONE
+
+    @property
+    def outcome(self) -> Outcome:
+        """``Outcome.NONE`` until the end."""
+        return self.header.outcome
+
+    @property
+    def status(self) -> str:
+        """The one word that people want: the outcome, or the state until there is one."""
+        return self.outcome.word if self.ended else self.header.state.word
+
+    @property
+    def ended_at(self) -> float:
+        """Seconds since the epoch on the node's clock, or on the server's where no node ran it."""
+        return self.result.ended or (self.header.since / 1000 if self.ended else 0.0)
+
+    def value(self) -> Any:
+        """The function's return value. Raises ProtocolError where it is no JSON."""
+        try:
+            return msgspec.json.decode(self.result.value) if self.result.value else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"unreadable return value: {error}") from error
+
+    def json(self, place: tuple[str, str] | None = None, output: bool = False) -> dict[str, Any]:
+        """As in docs/json.md. ``place``: node and channel that have it now; ``output``: with what it printed."""
+        header, spec, result = self.header, self.spec, self.result
+        node, channel = place or (result.node, result.channel)
+        scheduled = header.state == State.SCHEDULED
+        fields: dict[str, Any] = {
+            "id": self.id,
+            "name": spec.name or None,
+            "state": header.state.word,
+            "outcome": self.outcome.word if self.ended else None,
+            "cause": result.cause or None,
+            "exit_code": result.exit_code,
+            "signal": result.signal,
+            "error": result.error or None,
+            "kind": _kind(spec),
+            "what": spec.what,
+            "command": list(spec.command) if spec.command is not None else None,
+            "shell": spec.shell,
+            "function": spec.function,
+            "args": _decoded(spec.args, []),
+            "kwargs": _decoded(spec.kwargs, {}),
+            "target": {
+                "node": spec.node or None,
+                "channel": spec.channel or None,
+                "labels": list(spec.labels),
+            },
+            "priority": header.priority,
+            "node": node or None,
+            "channel": channel or None,
+            "attempt": header.attempt,
+            "tries": header.tries,
+            "retries": spec.retries,
+            "crashes": header.crashes,
+            "cancel_requested": bool(header.flags & Flag.CANCEL_REQUESTED),
+            "submitted": _seconds(header.submitted),
+            "since": _seconds(0 if scheduled else header.since),
+            "due": _seconds(header.since if scheduled else 0),
+            "expires": _seconds(header.expires),
+            "started": result.started or None,
+            "ended": self.ended_at or None,
+            "duration": result.duration if self.ended and result.started else None,
+            "peak_rss": result.peak_rss or None,
+            "cpu": result.cpu if self.ended and result.started else None,
+            "pid": result.pid or None,
+            "key": spec.key or None,
+            "submitter": spec.submitter or None,
+            "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
+        }
+        if output:
+            fields |= {"stdout": _captured(result.stdout), "stderr": _captured(result.stderr)}
+        return fields
+
+
+def _kind(spec: Spec) -> str:
+    if spec.function is not None:
+        return "function"
+    return "shell" if spec.shell is not None else "command"
+
+
+def _decoded(data: bytes, empty: Any) -> Any:
+    try:
+        return msgspec.json.decode(data) if data else empty
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _seconds(milliseconds: int) -> float | None:
+    return milliseconds / 1000 if milliseconds else None
+
+
+def _captured(captured: Captured) -> dict[str, Any]:
+    encoding = "utf-8"
+    try:
+        head, tail = captured.head.decode(), captured.tail.decode()
+    except UnicodeDecodeError:
+        encoding = "base64"
+        head, tail = base64.b64encode(captured.head).decode(), base64.b64encode(captured.tail).decode()
+    return {
+        "size": captured.size,
+        "truncated": captured.truncated,
+        "encoding": encoding,
+        "head": head,
+        "tail": tail,
+    }
+
+
+@dataclass(frozen=True)
+class ChannelView:
+    """One dispatch channel: an incarnation of it, or (state ``down``) what is known of its last one."""
+
+    node: str
+    channel: str
+    state: str  # up, draining, drained, lost (its lease is missing), down (gone)
+    slots: int
+    labels: tuple[str, ...]
+    window: int  # entries that it takes at most, running ones included
+    entries: int  # jobs that it has now, running ones included
+    incarnation: str
+    pid: int
+    host: str
+    version: str
+    transport: str
+    started: float
+    drain_reason: str | None
+
+    @property
+    def name(self) -> str:
+        """``node/channel``."""
+        return f"{self.node}/{self.channel}"
+
+    @property
+    def busy(self) -> int:
+        """Slots in use, as far as the store can tell."""
+        return min(self.entries, self.slots)
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        return asdict(self) | {"labels": list(self.labels), "busy": self.busy, "started": self.started or None}
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """All channels of one node together."""
+
+    node: str
+    state: str  # up, draining, drained, lost, down; degraded: some of its channels are up
+    channels: tuple[str, ...]
+    channels_up: int
+    slots: int
+    entries: int
+    busy: int
+    labels: tuple[str, ...]
+    host: str
+    versions: tuple[str, ...]
+    started: float
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        lists = {name: list(getattr(self, name)) for name in ("channels", "labels", "versions")}
+        return asdict(self) | lists | {"started": self.started or None}
+
+
+def by_node(channels: list[ChannelView]) -> list[NodeView]:
+    """The nodes that these channels are on, by name."""
+    nodes: dict[str, list[ChannelView]] = {}
+    for channel in channels:
+        nodes.setdefault(channel.node, []).append(channel)
+    return [_node(name, nodes[name]) for name in sorted(nodes)]
+
+
+def _node(name: str, channels: list[ChannelView]) -> NodeView:
+    present = [channel for channel in channels if channel.state in ("up", "draining", "drained")]
+    states = {channel.state for channel in channels}
+    if states == {"up"}:
+        state = "up"
+    elif "up" in states:
+        state = "degraded" if states & {"lost", "down"} else "up"
+    else:
+        state = next(word for word in ("draining", "drained", "lost", "down") if word in states)
+    return NodeView(
+        node=name,
+        state=state,
+        channels=tuple(sorted({channel.channel for channel in channels})),
+        channels_up=len({channel.channel for channel in channels if channel.state == "up"}),
+        slots=sum(channel.slots for channel in present),
+        entries=sum(channel.entries for channel in channels),
+        busy=sum(channel.busy for channel in present),
+        labels=tuple(sorted({label for channel in present for label in channel.labels})),
+        host=next((channel.host for channel in channels if channel.host), ""),
+        versions=tuple(sorted({channel.version for channel in present if channel.version})),
+        started=min((channel.started for channel in present if channel.started), default=0.0),
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs are where. Pending may count a few that went another way since."""
+
+    pending: int
+    scheduled: int
+    active: int  # dispatched or running
+    submitted: int  # ids given out so far
+    uncollected: int  # reports on their way
+    cancelling: int
+    dead_letters: int
+
+    def json(self) -> dict[str, int]:
+        """As in docs/json.md."""
+        return asdict(self)
