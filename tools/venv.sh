@@ -8,6 +8,13 @@ stamp=.venv/ready.$(printf %s "$extras" | tr , +)
 
 say() { printf '%s\n' "$*" >&2; }
 
+pip() { # pip's own, long account only matters when it fails
+    .venv/bin/python -m pip --disable-pip-version-check "$@" > .venv/pip.log 2>&1 && return
+    cat .venv/pip.log >&2
+    say "pip could not install what jobschedd needs; its own words are above."
+    exit 1
+}
+
 usable() { # a Python that can run jobschedd: 3.12.0 lost vfork in subprocess and is refused
     "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not (v >= (3, 11) and v != (3, 12, 0)))' 2>/dev/null
 }
@@ -33,8 +40,9 @@ explain_and_stop() {
         say "$without_pip is new enough, but its venv module cannot install pip (Debian and Ubuntu ship that apart)."
         say "Mend it with:  apt-get install python3-venv      (as root)"
     else
-        say "jobschedd needs Python 3.11 or newer (not 3.12.0); this machine's python3 is" \
-            "$(python3 -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing)."
+        python=${PYTHON:-python3}
+        version=$("$python" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing)
+        say "jobschedd needs Python 3.11 or newer (not 3.12.0); $python is $version."
         say "Install one (apt-get install python3 python3-venv, dnf install python3.12, uv python install 3.13)"
         say "or name one:  make PYTHON=/path/to/python3.13 ..."
     fi
@@ -61,5 +69,5 @@ if ! { usable .venv/bin/python && grep -qsxF "$(pwd)" .venv/home; }; then
     pwd > .venv/home
 fi
 say "Installing jobschedd[$extras] into .venv"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+pip install --editable ".[$extras]"
 printf '%s\n' "$want" > "$stamp"

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from jobschedd.durations import parse_duration
 
@@ -44,6 +43,11 @@ _SIZE_UNITS = {
     "mib": 1024**2,
     "gib": 1024**3,
 }
+_URL = re.compile(
+    r"(?P<scheme>redis|rediss|unix|sentinel)://(?P<authority>[^/?]*)(?P<path>[^?]*)\??(?P<query>.*)", re.DOTALL
+)
+_PORT = r"(?:0*[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_HOST = re.compile(rf"(?:[^:,\[\]@%]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\])(?::{_PORT})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -324,67 +328,45 @@ def redis_url(value: object) -> str:
     read = filled(value)
     if read == "embedded":
         return read
-    forms = "redis://HOST:PORT/DB, rediss://..., unix:///PATH, sentinel://HOST:PORT,.../SERVICE, or embedded"
-    try:
-        url = urlsplit(read)
-    except ValueError:
-        raise ValueError(f"is no URL; write {forms}") from None
-    checks = {"redis": _check_tcp, "rediss": _check_tcp, "unix": _check_unix, "sentinel": _check_sentinel}
-    check = checks.get(url.scheme)
-    if check is None or not read.startswith(f"{url.scheme}://"):
+    # Not urlsplit: whether it takes the host list of a sentinel URL depends on the version of Python.
+    url = _URL.fullmatch(read)
+    if url is None:
+        forms = "redis://HOST:PORT/DB, rediss://..., unix:///PATH, sentinel://HOST:PORT,.../SERVICE, or embedded"
         raise ValueError(f"is no URL that jobschedd knows; write {forms}")
-    if re.search(r"\s", read) or url.fragment:
+    if re.search(r"[\s#]", read):
         raise ValueError("contains a space or '#': percent-encode them (%20, %23)")
-    check(url)
+    hosts, path = url["authority"].rpartition("@")[2], url["path"]
+    if url["scheme"] == "unix":
+        _check_unix(hosts, path)
+    elif url["scheme"] == "sentinel":
+        _check_sentinel(hosts, path)
+    else:
+        _check_tcp(hosts, path)
+    for option in filter(None, url["query"].split("&")):
+        if not re.fullmatch(r"db=[0-9]{1,5}", option):
+            raise ValueError("has an option that is not known; only ?db=NUMBER is")
     return read
 
 
-def _check_tcp(url: SplitResult) -> None:
-    if not url.hostname:
-        raise ValueError("names no host; write redis://HOST:PORT/DB")
-    _check_port(url)
-    _check_database(url.path.lstrip("/"))
-    _check_query(url)
+def _check_tcp(host: str, path: str) -> None:
+    if not _HOST.fullmatch(host):
+        raise ValueError("names no valid host and port; write redis://HOST:PORT/DB")
+    if not re.fullmatch(r"/?[0-9]{0,5}", path):
+        raise ValueError("has no valid database number; write redis://HOST:PORT/0")
 
 
-def _check_unix(url: SplitResult) -> None:
-    if url.netloc.rpartition("@")[2]:
+def _check_unix(host: str, path: str) -> None:
+    if host:
         raise ValueError("a socket's path is absolute: write unix:///PATH, with three slashes")
-    if url.path in ("", "/"):
+    if path in ("", "/"):
         raise ValueError("names no socket; write unix:///run/redis/redis.sock")
-    _check_query(url)
 
 
-def _check_sentinel(url: SplitResult) -> None:
-    hosts = url.netloc.rpartition("@")[2].split(",")
-    service, _, database = url.path.lstrip("/").partition("/")
-    if not all(re.fullmatch(r"(?:[^:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", host) for host in hosts):
-        raise ValueError("names no sentinels; write sentinel://HOST:PORT,HOST:PORT/SERVICE")
-    if not service:
+def _check_sentinel(hosts: str, path: str) -> None:
+    if not all(map(_HOST.fullmatch, hosts.split(","))):
+        raise ValueError("names no valid sentinels; write sentinel://HOST:PORT,HOST:PORT/SERVICE")
+    if not re.fullmatch(r"/[^/]+(?:/[0-9]{0,5})?", path):
         raise ValueError("names no service; write sentinel://HOST:PORT,HOST:PORT/SERVICE")
-    _check_database(database)
-    _check_query(url)
-
-
-def _check_port(url: SplitResult) -> None:
-    try:
-        valid = url.port is None or url.port > 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError("has no valid port; write a number between 1 and 65535")
-
-
-def _check_database(database: str) -> None:
-    if database and not re.fullmatch(r"[0-9]{1,5}", database):
-        raise ValueError("has no valid database number; write redis://HOST:PORT/0 or unix:///PATH?db=0")
-
-
-def _check_query(url: SplitResult) -> None:
-    for option, content in parse_qsl(url.query, keep_blank_values=True):
-        if option != "db":
-            raise ValueError("has an option that is not known; only ?db=NUMBER is")
-        _check_database(content)
 
 
 Text = Annotated[str, Read(text)]

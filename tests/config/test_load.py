@@ -138,6 +138,7 @@ class TestGoodFiles:
         "url",
         [
             "redis://h",
+            "redis://h:65535/",
             "redis://[::1]:7000/3",
             "rediss://h:6380",
             "unix:///run/redis.sock?db=2",
@@ -339,6 +340,10 @@ MASTER = "role: master\nredis: {url: 'redis://h'}\n"
                 "redis:///0",
                 "redis://h/x",
                 "redis://h:0",
+                "redis://h:65536",
+                "redis://h:x",
+                "redis://",
+                "REDIS://h",
                 "redis://h?x=1",
                 "redis://h h",
                 "redis://h#1",
