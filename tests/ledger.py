@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import redis
 
+from cluster import describe
 from jobschedd.job import Outcome, State, decode_header
 from jobschedd.store.keys import Keys
 from redis_server import wait_until
@@ -337,3 +338,33 @@ def wait_for_ends(read: Callable[[], Sequence[End]], jobs: Sequence[str], within
         left = sorted(missing())
         shown = ", ".join(left[:SHOWN]) + (" ..." if len(left) > SHOWN else "")
         pytest.fail(f"not within {within:g} s: {len(left)} of {len(jobs)} jobs have no end: {shown}\n{what}")
+
+
+def judge(cluster: Any, ledger: Ledger, client: redis.Redis, within: float, **options: Any) -> Account:
+    """Wait for the ends of all that was accepted, then for quiet; stop all daemons; compare the accounts.
+
+    Fails the test when an invariant is broken. The account is returned for what a test adds.
+    """
+    wait_for_ends(lambda: read_ends(cluster.history()), ledger.jobs(), within, cluster.logs())
+    records = read_records(client, cluster.namespace, ledger.jobs())
+    stuck = settled(lambda: find_stuck(client, cluster.namespace), within=5)
+    for daemon in cluster.daemons:
+        if daemon.running():
+            assert daemon.stop() == 0, f"{daemon.name} ended with {daemon.popen.returncode}\n{daemon.log()}"
+    left = settled(lambda: [line for line in describe(cluster.processes()).splitlines() if line], within=5)
+    events, damaged = ledger.events()
+    ends = read_ends(cluster.history())
+    account = Account(ledger.told, events, ends, records, stuck, left, damaged, **options)
+    violations = check(account)
+    if violations.lines:
+        pytest.fail(f"{violations}\n{cluster.logs()}")
+    return account
+
+
+def settled(read: Callable[[], Sequence[str]], within: float) -> Sequence[str]:
+    """What ``read`` still returns after ``within`` seconds; at once when that is nothing."""
+    try:
+        wait_until(lambda: not read(), within, "", every=0.05)
+    except pytest.fail.Exception:
+        return read()
+    return ()

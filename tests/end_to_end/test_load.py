@@ -1,0 +1,75 @@
+"""A thousand jobs while processes die, and a Redis that goes away in the middle of its work."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+
+from ledger import judge, read_ends
+from redis_server import wait_until
+
+JOBS = 1000
+
+
+def _finished(ledger) -> int:
+    return sum(event.kind == "stop" for event in ledger.events()[0])
+
+
+@pytest.mark.slow
+def test_a_thousand_jobs_while_a_channel_is_killed_every_second(cluster, ledger, redis_server):
+    """1,000 accepted ends: none missing, none double, none wrongly poison."""
+    cluster.start("master")
+    slave = cluster.start("slave", channels=3)
+    with cluster.client() as client:
+        for _ in range(10):
+            ledger.submit(client, [ledger.item(seconds=0.02) for _ in range(JOBS // 10)])
+    kills = 0
+    begin = time.monotonic()
+    for channel in itertools.cycle(("channel 1", "channel 2", "channel 3")):
+        due = begin + kills + 1
+        wait_until(lambda due=due: time.monotonic() >= due or _finished(ledger) >= JOBS, 2, "a second", 0.05)
+        if _finished(ledger) >= JOBS:
+            break
+        assert kills < 60, f"{_finished(ledger)} of {JOBS} jobs have ended after a minute\n{cluster.logs()}"
+        victim = slave.kill(channel)
+        kills += 1
+        slave.successor(channel, of=victim, within=2)
+    with redis_server.client() as client:
+        account = judge(cluster, ledger, client, within=30)
+    interrupted = {event.job for event in account.events if event.attempt > 1}
+    print(f"{kills} kills, {len(interrupted)} jobs were started again")
+    assert kills >= 3 and interrupted, "void: no kill hit a running job"
+    assert len(account.ends) == JOBS
+    assert len(interrupted) <= 3 * kills, "a kill must cost only what ran at that moment"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard", [False, True], ids=["shutdown", "sigkill"])
+def test_redis_restarts_in_mid_load(cluster, ledger, redis_server, hard):
+    """Work goes on within 5 s of its return, nothing is lost, and none of our processes had to be restarted."""
+    daemons = [cluster.start("master"), cluster.start("slave", channels=3)]
+    with cluster.client() as client:
+        ledger.submit(client, [ledger.item(seconds=0.05) for _ in range(300)])
+    wait_until(lambda: _finished(ledger) >= 60, 20, f"a part has ended\n{cluster.logs()}")
+    before = [{role: child.pid for role, child in daemon.children().items()} for daemon in daemons]
+    redis_server.kill() if hard else redis_server.stop()
+    wait_until(lambda: not _grows(ledger, 0.3), 5, "nothing starts without Redis")
+    redis_server.start()
+    at_return = len(ledger.events()[0])
+    took = wait_until(lambda: len(ledger.events()[0]) > at_return, 5, f"work goes on\n{cluster.logs()}")
+    print(f"work went on {took:.2f} s after Redis was back")
+    assert len(read_ends(cluster.history())) < 300, "void: all had ended before"
+    wait_until(lambda: _finished(ledger) >= 300, 60, f"everything has ended\n{cluster.logs()}")
+    assert [{role: child.pid for role, child in daemon.children().items()} for daemon in daemons] == before
+    with redis_server.client() as client:
+        account = judge(cluster, ledger, client, within=20)
+    assert not [event for event in account.events if event.attempt > 1], "an outage requeues nothing that still runs"
+
+
+def _grows(ledger, seconds: float) -> bool:
+    before = len(ledger.events()[0])
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until, seconds + 1, "time passes", every=0.05)
+    return len(ledger.events()[0]) > before
