@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,25 +16,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of what git tracks: what a fresh clone would give."""
+    """A wheel built from a copy of the checkout, so that no leftover of an earlier build gets in or stays behind."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    source.mkdir()
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if tracked.returncode:
-        pytest.skip("not a git checkout: nothing says which files belong to the source")
-    subprocess.run(
-        ["tar", "--create", "--null", "--files-from=-", "--ignore-failed-read", f"--file={folder}/source.tar"],
-        cwd=ROOT,
-        input=tracked.stdout,
-        check=True,
-    )
-    subprocess.run(["tar", "--extract", f"--file={folder}/source.tar", f"--directory={source}"], check=True)
+    leftovers = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=leftovers)
     built = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
         capture_output=True,
