@@ -35,6 +35,24 @@ say start
 say stop
 exit "$4"
 """
+# The same as a function, for the warm runners.
+_MODULE = """
+import os, time
+
+def run(tag, path, seconds=0.0, fail=False):
+    def say(kind):
+        line = f"{tag} {os.environ['JOBSCHED_JOB_ID']} {os.environ['JOBSCHED_ATTEMPT']} {kind} {os.getpid()}\\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.write(descriptor, line.encode())
+        os.close(descriptor)
+
+    say("start")
+    time.sleep(seconds)
+    say("stop")
+    if fail:
+        raise ValueError(tag)
+    return tag
+"""
 _LINE = re.compile(r"(\S+) (\S+) (\d+) (start|stop) (\d+)")
 SHOWN = 20
 
@@ -217,15 +235,26 @@ class Ledger:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "ledger"
         self.path.touch(mode=0o666)
+        self.python_path = str(directory)
+        (directory / "ledger_job.py").write_text(_MODULE)
         self.told: list[Told] = []
         self._tags = 0
 
     def item(self, seconds: float = 0, exit_code: int = 0, **options: Any) -> dict[str, Any]:
         """A new job, as ``Client.submit_many`` takes it; its ``name`` is its tag."""
-        self._tags += 1
-        tag = f"t{self._tags}"
+        tag = self._tag()
         command = ["sh", "-c", _PROGRAM, "ledger-job", tag, str(self.path), f"{seconds:g}", str(exit_code)]
         return {"command": command, "name": tag, **options}
+
+    def function(self, seconds: float = 0, **options: Any) -> dict[str, Any]:
+        """As ``item``, but a function: the slave's ``python_path`` must hold ``self.python_path``."""
+        tag = self._tag()
+        kwargs = {"tag": tag, "path": str(self.path), "seconds": seconds}
+        return {"function": "ledger_job:run", "kwargs": kwargs, "name": tag, **options}
+
+    def _tag(self) -> str:
+        self._tags += 1
+        return f"t{self._tags}"
 
     def accepted(self, item: Mapping[str, Any], job: object) -> None:
         """The submitter was told this id."""
