@@ -2,4 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobschedd.client import Client, Job
+
 __version__ = "0.1.0"
+__all__ = ["Client", "Job", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the daemons import this package and need no client.
+    if name in ("Client", "Job"):
+        from jobschedd import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,25 @@ class NoSuchJob(JobschedError):
     """The namespace holds no record under this id (never submitted, or past its retention)."""
 
 
+class WaitTimeout(JobschedError, TimeoutError):
+    """The time given for waiting is over, and a job has not ended; it goes on all the same."""
+
+
+class NotEnded(JobschedError):
+    """Asked for the result of a job that has none yet: wait for it first."""
+
+
+class JobFailed(JobschedError):
+    """A job did not succeed. ``outcome`` and ``cause`` are words; ``error`` holds the traceback, where there is one."""
+
+    def __init__(self, job: str, outcome: str, cause: str, error: str) -> None:
+        super().__init__(f"job {job} {outcome} ({cause})" + (f": {error}" if error else ""))
+        self.job = job
+        self.outcome = outcome
+        self.cause = cause
+        self.error = error
+
+
 class StoreUnavailable(JobschedError):
     """Redis cannot be reached or does not answer in time; trying again later may help."""
 

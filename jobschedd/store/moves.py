@@ -6,6 +6,8 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -153,6 +155,20 @@ class Moves:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""
         state = self._call("follow", job_id)
         return State(state) if state else None
+
+    def drain(self, name: str, reason: str, by: str) -> None:
+        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed."""
+        said = {"reason": reason, "since": time.time(), "by": by}
+        with translated():
+            self.client.hset(self.keys.drains, name, json.dumps(said))
+            self.client.rpush(self.keys.bell, "d")
+
+    def resume(self, name: str) -> bool:
+        """Take a drain back; whether there was one."""
+        with translated():
+            resumed = bool(self.client.hdel(self.keys.drains, name))
+            self.client.rpush(self.keys.bell, "d")
+        return resumed
 
     def next_client(self) -> int:
         """A number for a client that waits."""

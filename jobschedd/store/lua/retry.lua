@@ -19,6 +19,10 @@ for at = 2, #ARGV do
     call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
       .. string.sub(rec, 13, 18) .. struct.pack('<I6', 0)
       .. middle(PENDING, 0, flags, r.attempt, now, NOBODY, 0, 0) .. string.sub(rec, 57, 60 + r.spec_length))
+    if has(r.flags, KEYED) then
+      local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
+      if ok and spec.key then call('PERSIST', BASE .. 'once:' .. spec.key) end
+    end
     make_pending(r.class, r.priority, {id}, false)
     replies[#replies + 1] = 1
   end

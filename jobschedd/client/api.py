@@ -1,0 +1,312 @@
+"""Client: what a program does with jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from jobschedd.client.follow import Follower, Output
+from jobschedd.client.jobs import Job, checked_id, no_such_job
+from jobschedd.client.session import Session
+from jobschedd.client.waiting import ended
+from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
+from jobschedd.job import Outcome, State, Submission
+from jobschedd.store.inspect import Inspect
+from jobschedd.store.moves import CancelAnswer, RetryAnswer
+from jobschedd.store.views import ChannelView, JobView, NodeView
+from jobschedd.submission import submission
+
+#: Jobs, and bytes, that one call of the submit script carries at most.
+CHUNK, CHUNK_BYTES = 500, 4 << 20
+#: Milliseconds that the record of a cancelled job is kept.
+KEEP_CANCELLED = 7 * 86_400_000
+
+AnyJob = str | int | Job
+
+
+class Options(TypedDict, total=False):
+    """What may be asked for with a job: the options of ``jobsched submit``. Durations: seconds, or text like ``5m``."""
+
+    name: str
+    channel: str  # CHANNEL or NODE/CHANNEL
+    node: str
+    labels: Sequence[str]
+    priority: int  # -100 to 100, higher first
+    delay: float | str
+    at: datetime | str | float
+    expires: float | str
+    retries: int
+    retry_delay: float | str
+    retry_max_delay: float | str
+    retry_on: Sequence[str]
+    timeout: float | str
+    lost_after: float | str
+    overlap: str  # allow or forbid
+    retry_on_loss: bool
+    max_crashes: int
+    env: Mapping[str, str]
+    cwd: str
+    stdin: str | bytes
+    submitter: str
+    key: str  # idempotency key: the same key gives the same job
+    follow: bool  # live output from the start
+
+
+class Cancelled(NamedTuple):
+    """What became of a request: ``cancelled``, ``requested`` (a channel ends it), ``ended`` or ``unknown``."""
+
+    id: str
+    answer: str
+    outcome: str | None  # of a job that had ended before
+
+
+class Client:
+    """A connection to one namespace. Safe to share between threads; a forked child connects anew.
+
+    ``url``: where Redis is (default: $JOBSCHED_REDIS_URL, else the configuration file). ``namespace``: default is the
+    configuration file's where the URL came from there, else ``main``. ``patience``: seconds for which a call is
+    repeated while Redis is away; the very first contact fails at once. A repeated call has one effect.
+
+    Raises ConfigError where nothing says where Redis is; every method StoreUnavailable and StoreRefused.
+    """
+
+    def __init__(self, url: str | None = None, namespace: str | None = None, *, patience: float = 30.0) -> None:
+        self.session = Session(url, namespace, patience)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections up. A closed client connects again when it is used."""
+        self.session.close()
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that this client works in."""
+        return self.session.namespace
+
+    # -- submitting -------------------------------------------------------------------------------------------
+
+    def submit(self, command: Sequence[str], **options: Unpack[Options]) -> Job:
+        """Submit a command (a list of texts; no shell). Raises InvalidJob naming the field, QueueFull."""
+        return self._submit_one({"command": command, **options})
+
+    def shell(self, line: str, **options: Unpack[Options]) -> Job:
+        """Submit a line for the node's shell, as ``submit`` otherwise."""
+        return self._submit_one({"shell": line, **options})
+
+    def call(
+        self,
+        function: str | Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Submit a call of ``module:function`` with arguments that JSON can say. Raises as ``submit``."""
+        name = function if isinstance(function, str) else _importable(function)
+        return self._submit_one({"function": name, "args": args, "kwargs": kwargs or {}, **options})
+
+    def submit_many(self, items: Iterable[Mapping[str, Any]]) -> list[Job]:
+        """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order.
+
+        All items are checked before the first is submitted: InvalidJob means that none was, and its message starts
+        with the item's number, from 0. For a stream without end, or in flat memory, use ``submit_stream``.
+        """
+        checked = [_numbered(number, item) for number, item in enumerate(items)]
+        return [Job(self, job_id) for chunk in _chunks(checked) for job_id in self.session.submit(chunk)]
+
+    def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
+        """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
+
+        Raises InvalidJob at a bad item, after what came before it was submitted and yielded.
+        """
+        chunk: list[Submission] = []
+        error: InvalidJob | None = None
+        size = 0
+        for number, item in enumerate(items):
+            try:
+                one = _numbered(number, item)
+            except InvalidJob as problem:
+                error = problem
+                break
+            if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
+                yield from self._submit_chunk(chunk)
+                chunk, size = [], 0
+            chunk.append(one)
+            size += len(one.spec)
+        if chunk:
+            yield from self._submit_chunk(chunk)
+        if error is not None:
+            raise error
+
+    def _submit_chunk(self, chunk: Sequence[Submission]) -> list[Job]:
+        return [Job(self, job_id) for job_id in self.session.submit(chunk)]
+
+    def _submit_one(self, item: Mapping[str, Any]) -> Job:
+        return self._submit_chunk([submission(item)])[0]
+
+    # -- waiting ----------------------------------------------------------------------------------------------
+
+    def wait(self, jobs: Iterable[AnyJob], timeout: float | None = None) -> list[Job]:
+        """Wait until all have ended; the jobs in the order given. Raises WaitTimeout, NoSuchJob for an unknown id."""
+        handles = [self._handle(job) for job in jobs]
+        for _ in self._completed(handles, timeout):
+            pass
+        return handles
+
+    def as_completed(self, jobs: Iterable[AnyJob], timeout: float | None = None) -> Iterator[Job]:
+        """Each job once it has ended, the first first. Raises as ``wait``."""
+        return self._completed([self._handle(job) for job in jobs], timeout)
+
+    def _completed(self, handles: list[Job], timeout: float | None) -> Iterator[Job]:
+        waiting: dict[str, list[Job]] = {}
+        for job in handles:
+            waiting.setdefault(job.id, []).append(job)
+        for job_id, view in ended(self.session, waiting, timeout):
+            for job in waiting.pop(job_id):
+                job.settle(view)
+                yield job
+
+    def follow(self, job: AnyJob) -> Iterator[Output]:
+        """The output of a job, piece by piece as it comes, until it has ended. Raises NoSuchJob."""
+        handle = self._handle(job)
+        follower = self.follower(handle)
+        for piece in follower.pieces():
+            if piece is not None:
+                yield piece
+        handle.settle(follower.view)
+
+    def follower(self, job: AnyJob) -> Follower:
+        """The same by hand: it tells of quiet moments too. Raises NoSuchJob."""
+        job_id = checked_id(job)
+        self.read(job_id)
+        return Follower(self.session, job_id)
+
+    # -- reading and changing ---------------------------------------------------------------------------------
+
+    def job(self, job_id: AnyJob) -> Job:
+        """The job with this id. Raises NoSuchJob, UsageError for what is no id."""
+        text = checked_id(job_id)
+        return Job(self, text, self.read(text))
+
+    def read(self, job_id: str) -> JobView:
+        """The record of a job as it is now. Raises NoSuchJob."""
+        view = self.session.patiently(lambda: self.session.inspect.job(job_id))
+        if view is None:
+            raise no_such_job(job_id)
+        return view
+
+    def jobs(self, *statuses: str, limit: int = 0, name: str = "") -> Iterator[Job]:
+        """Jobs in any of these states or with any of these outcomes (none given: all), newest first.
+
+        ``limit``: at most so many (0: all); ``name``: a shell-style pattern. Raises UsageError for an unknown word.
+        """
+        states, outcomes = statuses_of(statuses)
+        return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name))
+
+    def cancel(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Cancelled]:
+        """Ask for the end of jobs, one answer each. A success that came first stays a success."""
+        some = [jobs] if isinstance(jobs, str | int | Job) else jobs
+        ids = [checked_id(job) for job in some]
+        answers: list[Cancelled] = []
+        for start in range(0, len(ids), CHUNK):
+            part = ids[start : start + CHUNK]
+            replies = self.session.patiently(
+                lambda part=part: self.session.moves.cancel(part, KEEP_CANCELLED)  # type: ignore[misc]
+            )
+            answers += [_cancelled(job_id, *reply) for job_id, reply in zip(part, replies, strict=True)]
+        return answers
+
+    def retry(self, job: AnyJob) -> Job:
+        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
+        job_id = checked_id(job)
+        self.session.reach()
+        (answer,) = self.session.moves.retry([job_id])
+        if answer == RetryAnswer.UNKNOWN:
+            raise no_such_job(job_id)
+        if answer == RetryAnswer.NOT_ENDED:
+            raise UsageError(f"job {job_id} has not ended: there is nothing to retry")
+        return Job(self, job_id)
+
+    # -- the fleet --------------------------------------------------------------------------------------------
+
+    def channels(self) -> list[ChannelView]:
+        """Every dispatch channel that is or was."""
+        return self.session.patiently(self.inspect.channels)
+
+    def nodes(self) -> list[NodeView]:
+        """Every node that is or was."""
+        return self.session.patiently(self.inspect.nodes)
+
+    def drain(self, name: str, reason: str = "", by: str = "") -> None:
+        """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed."""
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by))
+
+    def resume(self, name: str) -> bool:
+        """Take a drain back; whether there was one."""
+        return self.session.patiently(lambda: self.session.moves.resume(name))
+
+    @property
+    def inspect(self) -> Inspect:
+        """The read path, for whoever needs more of it."""
+        self.session.reach()
+        return self.session.inspect
+
+    def _handle(self, job: AnyJob) -> Job:
+        return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
+
+
+def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:
+    """The states and outcomes that these words name. Raises UsageError for others."""
+    states = {state.word: state for state in State}
+    outcomes = {outcome.word: outcome for outcome in Outcome if outcome}
+    chosen = [word.strip().lower() for word in words]
+    for word in chosen:
+        if word not in states and word not in outcomes:
+            known = ", ".join((*states, *outcomes))
+            raise UsageError(f"{word!r} is neither a state nor an outcome: there are {known}")
+    return (
+        {states[word] for word in chosen if word in states},
+        {outcomes[word] for word in chosen if word in outcomes},
+    )
+
+
+def _numbered(number: int, item: Mapping[str, Any]) -> Submission:
+    try:
+        return submission(item)
+    except InvalidJob as error:
+        raise InvalidJob(f"item {number}: {error.field}", error.problem) from None
+
+
+def _chunks(submissions: list[Submission]) -> Iterator[list[Submission]]:
+    chunk: list[Submission] = []
+    size = 0
+    for one in submissions:
+        if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(one)
+        size += len(one.spec)
+    if chunk:
+        yield chunk
+
+
+def _cancelled(job_id: str, answer: CancelAnswer, outcome: Outcome) -> Cancelled:
+    return Cancelled(job_id, answer.name.lower(), outcome.word if outcome else None)
+
+
+def _importable(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
+    if not module or module == "__main__" or "<" in name:
+        raise InvalidJob("function", f"{name!r} cannot be imported on another machine: put it at the top of a module")
+    return f"{module}:{name}"
+
+
+__all__ = ["AnyJob", "Cancelled", "Client", "NoSuchJob", "Options", "statuses_of"]

@@ -1,0 +1,172 @@
+"""Job: a handle on one submitted job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
+from jobschedd.job import Captured, Outcome
+from jobschedd.store.views import JobView
+
+if TYPE_CHECKING:
+    from jobschedd.client.api import Cancelled, Client
+    from jobschedd.client.follow import Output
+
+_ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
+
+
+def checked_id(value: str | int | Job) -> str:
+    """The job id that ``value`` names. Raises UsageError for what can be none."""
+    text = value.id if isinstance(value, Job) else str(value)
+    if isinstance(value, bool) or _ID.fullmatch(text) is None:
+        raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
+    return text
+
+
+class Job:
+    """One job. Reading what may still change asks the store; once the job has ended, nothing does.
+
+    Raises NoSuchJob where the record is gone (it ended, and its retention is over), and StoreUnavailable.
+    """
+
+    __slots__ = ("_client", "_view", "id")
+
+    def __init__(self, client: Client, job_id: str, view: JobView | None = None) -> None:
+        self._client = client
+        self._view = view
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}{' ' + self._view.status if self._view is not None else ''}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and (other.id, other._client) == (self.id, self._client)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def refresh(self) -> Job:
+        """Read the record again, unless the job had ended."""
+        self._current()
+        return self
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait for the end; the job itself. Raises WaitTimeout after ``timeout`` seconds (None: no limit)."""
+        self._client.wait([self], timeout)
+        return self
+
+    def follow(self) -> Iterator[Output]:
+        """The job's output, piece by piece as it comes, until the job has ended."""
+        return self._client.follow(self)
+
+    def cancel(self) -> Cancelled:
+        """Ask for the end of the job."""
+        return self._client.cancel([self])[0]
+
+    @property
+    def view(self) -> JobView:
+        """Everything that the record says, as it is now."""
+        return self._current()
+
+    @property
+    def state(self) -> str:
+        """Where it is: pending, scheduled, waiting, dispatched, running or done."""
+        return self._current().header.state.word
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its one accepted end."""
+        return self._current().ended
+
+    @property
+    def outcome(self) -> str | None:
+        """How it ended: succeeded, failed, timed_out, cancelled, lost, expired or skipped; None until then."""
+        view = self._current()
+        return view.outcome.word if view.ended else None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has ended well."""
+        return self._current().outcome == Outcome.SUCCEEDED
+
+    @property
+    def cause(self) -> str | None:
+        """Why it ended that way (exit, signal, timeout, oom, not_found, ...); None until then."""
+        return self._current().result.cause or None
+
+    @property
+    def error(self) -> str:
+        """What went wrong, for people: a traceback, or why it did not start. Empty where nothing did."""
+        return self._current().result.error
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None where it has not ended or ended without one (a signal, never started)."""
+        return self._current().result.exit_code
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended it; None where none did."""
+        return self._current().result.signal
+
+    @property
+    def node(self) -> str | None:
+        """Where it ran last; None until it has ended."""
+        return self._current().result.node or None
+
+    @property
+    def channel(self) -> str | None:
+        """The dispatch channel that it ran on last; None until it has ended."""
+        return self._current().result.channel or None
+
+    @property
+    def attempt(self) -> int:
+        """How often it was dispatched so far."""
+        return self._current().header.attempt
+
+    @property
+    def result(self) -> Any:
+        """The function's return value; None for a command. Raises JobFailed with cause and traceback, or NotEnded."""
+        view = self._finished()
+        if view.outcome != Outcome.SUCCEEDED:
+            raise JobFailed(self.id, view.outcome.word, view.result.cause, view.result.error)
+        return view.value()
+
+    def output(self) -> bytes:
+        """What it wrote to its standard output; a line in the middle says how many bytes were not kept, if any.
+
+        Raises NotEnded: to read the output of a running job, follow it.
+        """
+        return _joined(self._finished().result.stdout)
+
+    def stderr(self) -> bytes:
+        """What it wrote to its standard error, as ``output``."""
+        return _joined(self._finished().result.stderr)
+
+    def _current(self) -> JobView:
+        if self._view is None or not self._view.ended:
+            self._view = self._client.read(self.id)
+        return self._view
+
+    def _finished(self) -> JobView:
+        view = self._current()
+        if not view.ended:
+            raise NotEnded(f"job {self.id} has not ended, it is {view.status}: wait for it first")
+        return view
+
+    def settle(self, view: JobView | None) -> None:
+        """Told by a wait: this is the record at its end, or None where it is gone."""
+        self._view = view if view is not None else self._view
+
+
+def no_such_job(job_id: str) -> NoSuchJob:
+    """The error for an id without a record."""
+    return NoSuchJob(f"no job {job_id}: it never was, or it ended and its record has expired")
+
+
+def _joined(captured: Captured) -> bytes:
+    missing = captured.size - len(captured.head) - len(captured.tail)
+    mark = b"\n... %d bytes not kept ...\n" % missing if missing > 0 else b""
+    return captured.head + mark + captured.tail

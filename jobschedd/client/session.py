@@ -1,0 +1,120 @@
+"""The client's ways into the store: connected at first use, patient afterwards, safe in threads and after a fork."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from jobschedd.config import RedisConfig, client_settings
+from jobschedd.errors import StoreUnavailable
+from jobschedd.failpoints import failpoint
+from jobschedd.job import Submission
+from jobschedd.store.connect import check_server, connect
+from jobschedd.store.inspect import Inspect
+from jobschedd.store.keys import Keys
+from jobschedd.store.listen import Inbox, LiveOutput
+from jobschedd.store.moves import Moves, OperationSlot
+
+Answer = TypeVar("Answer")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+
+
+class Session:
+    """Connections, operation slots and inboxes, lent to one caller at a time."""
+
+    def __init__(self, url: str | None, namespace: str | None, patience: float) -> None:
+        self.config: RedisConfig
+        self.config, self.namespace = client_settings(url, namespace)
+        self.patience = patience
+        self.keys = Keys(self.namespace)
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._name = f"client/{self._pid}"
+        self._redis = connect(self.config, self._name)
+        self._reached = False
+        self._slots: list[OperationSlot] = []
+        self._inboxes: list[Inbox] = []
+        self.moves = Moves(self._redis, self.keys)
+        self.inspect = Inspect(self._redis, self.keys)
+
+    def reach(self) -> None:
+        """Connect and look whether this server will do. Fails at once: nothing was promised to anybody yet."""
+        if self._pid != os.getpid():
+            # Two processes with one operation slot would take each other's answers for their own.
+            self._start()
+        if not self._reached:
+            check_server(self._redis)
+            self._reached = True
+
+    def patiently(self, operation: Callable[[], Answer]) -> Answer:
+        """Do what is safe to repeat, again and again while Redis is away, for ``patience`` seconds."""
+        self.reach()
+        pauses = self.pauses()
+        while True:
+            try:
+                return operation()
+            except StoreUnavailable:
+                if not next(pauses):
+                    raise
+
+    def pauses(self) -> Iterator[bool]:
+        """Sleeps a little longer each time and says True, until patience is over."""
+        deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
+        while time.monotonic() + pause < deadline:
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            yield True
+        while True:
+            yield False
+
+    def submit(self, submissions: Sequence[Submission]) -> list[str]:
+        """One call of the submit script. However often it is sent, it has one effect."""
+        self.reach()
+        with self._slot() as slot:
+            slot.sequence += 1
+            failpoint("client.submit.before")
+            ids = self.patiently(lambda: self.moves.submit(submissions, slot))
+            failpoint("client.submit.after")
+        return ids
+
+    @contextmanager
+    def _slot(self) -> Iterator[OperationSlot]:
+        try:
+            slot = self._slots.pop()
+        except IndexError:
+            slot = OperationSlot(secrets.token_hex(8))
+        try:
+            yield slot
+        finally:
+            self._slots.append(slot)
+
+    @contextmanager
+    def inbox(self) -> Iterator[Inbox]:
+        """An inbox for one wait. It may hold ids that an earlier wait gave up on."""
+        self.reach()
+        try:
+            inbox = self._inboxes.pop()
+        except IndexError:
+            inbox = Inbox(self.config, self.keys, self.moves, self._name)
+        try:
+            yield inbox
+        finally:
+            self._inboxes.append(inbox)
+
+    def live_output(self, job_id: str) -> LiveOutput:
+        """The live output of one job, on a connection of its own."""
+        return LiveOutput(self.config, self.keys, self._name, job_id)
+
+    def close(self) -> None:
+        """Give all connections up."""
+        self._redis.close()
+        while self._inboxes:
+            self._inboxes.pop().close()
