@@ -116,7 +116,8 @@ class Register:
 
     def busy(self) -> frozenset[int]:
         """The slots in which something runs."""
-        return frozenset(_busy(self._mapped, self.slots))
+        counts = (_COUNTS.unpack_from(self._mapped, self.offset_of(slot)) for slot in range(self.slots))
+        return frozenset(slot for slot, (count, cleared) in enumerate(counts) if count != cleared)
 
     def close(self) -> None:
         """Give up the lock; the file stays, as after a crash."""
@@ -153,8 +154,13 @@ def read_starts(path: Path) -> list[Start]:
 
 def read_busy(path: Path) -> frozenset[int]:
     """The slots in which something runs. Raises OSError when the file cannot be read."""
-    data = _read(path)
-    return frozenset(_busy(data, _slots(data)))
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        slots = max(0, os.fstat(fd).st_size - _PAGE) // _REGION
+        counts = (_COUNTS.unpack(os.pread(fd, _COUNTS.size, _PAGE + slot * _REGION)) for slot in range(slots))
+        return frozenset(slot for slot, (count, cleared) in enumerate(counts) if count != cleared)
+    finally:
+        os.close(fd)
 
 
 def _starts_of(data: bytes, slot: int) -> list[Start]:
@@ -177,11 +183,6 @@ def _intact(data: bytes, ring: int) -> list[tuple[int, int, int, int, int]]:
         if crc == zlib.crc32(start, _VERSION):
             found.append(_START.unpack(start))
     return found
-
-
-def _busy(data: bytes | mmap.mmap, slots: int) -> list[int]:
-    counts = (_COUNTS.unpack_from(data, _PAGE + slot * _REGION) for slot in range(slots))
-    return [slot for slot, (count, cleared) in enumerate(counts) if count != cleared]
 
 
 def _size(slots: int) -> int:

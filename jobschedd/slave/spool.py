@@ -165,6 +165,7 @@ class Home:
         """Creates what is missing. Raises OSError when it cannot be made ours alone (0700, no link)."""
         self.directory = Path(state_dir) / "channels" / _file_name(channel)
         self._incarnation = ""
+        self._elders: set[str] | None = None  # living incarnations that were here before ours
         _make_private(self.directory.parent)
         _make_private(self.directory)
 
@@ -178,6 +179,7 @@ class Home:
             register.close()
             raise
         self._incarnation = incarnation
+        self._elders = self._others()
         return register, spool
 
     def predecessors(self) -> list[Predecessor]:
@@ -211,8 +213,18 @@ class Home:
         register.close()
 
     def busy_elsewhere(self) -> int:
-        """Slots still held by other living incarnations of this channel, which drain."""
-        return sum(self._busy(incarnation) for incarnation in self._incarnations())
+        """Slots still held by other living incarnations of this channel, which drain.
+
+        Once ours is open, only those that were here before it: nearly always none, which costs nothing.
+        """
+        others = self._others() if self._elders is None else self._elders
+        busy = {incarnation: self._busy(incarnation) for incarnation in others}
+        if self._elders:
+            self._elders = {incarnation for incarnation in others if self._lives(incarnation)}
+        return sum(busy.values())
+
+    def _others(self) -> set[str]:
+        return {name for name in self._incarnations() if name != self._incarnation and self._lives(name)}
 
     def _incarnations(self) -> list[str]:
         found: dict[str, int] = {}
@@ -235,9 +247,9 @@ class Home:
             return False  # a register is made before its spool and dropped after it
 
     def _busy(self, incarnation: str) -> int:
-        if incarnation == self._incarnation or not self._lives(incarnation):
-            return 0
         try:
+            if not self._lives(incarnation):
+                return 0
             return len(read_busy(self.directory / f"{REGISTER}{incarnation}"))
         except FileNotFoundError:  # it has just ended
             return 0

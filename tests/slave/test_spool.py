@@ -179,6 +179,27 @@ class TestHome:
         register.close()
         spool.close()
 
+    def test_slots_of_an_elder_count_until_it_ends(self, tmp_path, home):
+        elder, elders_spool = home.open("a1", slots=3)
+        elder.note(0, "1-1")
+        elder.note(2, "1-2")
+        successor = Home(tmp_path / "state", "gpu")
+        register, spool = successor.open("b2", slots=3)
+        register.note(1, "1-3")
+        assert successor.busy_elsewhere() == 2
+        elder.clear(0)
+        assert successor.busy_elsewhere() == 1
+        home.close(elder, elders_spool)
+        assert successor.busy_elsewhere() == 0 == successor.busy_elsewhere()
+        successor.close(register, spool)
+
+    def test_asking_when_there_is_no_elder_costs_nothing(self, home, monkeypatch):
+        register, spool = home.open("a1", slots=1)
+        monkeypatch.setattr(os, "scandir", None)
+        assert home.busy_elsewhere() == 0
+        spool.close()
+        register.close()
+
     def test_a_dead_one_is_found_until_it_is_discarded(self, tmp_path, home):
         register, spool = home.open("a1", slots=2)
         register.note(1, "1-1", 7, 8)
