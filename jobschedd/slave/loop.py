@@ -6,6 +6,7 @@ Timers run on CLOCK_BOOTTIME, so that a suspended machine finds its deadlines pa
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import select
 from collections.abc import Callable
@@ -54,7 +55,9 @@ class Loop:
         """Forget ``fd`` altogether; call it before closing the descriptor. Unknown ones are ignored."""
         known = self._readers.pop(fd, None), self._writers.pop(fd, None)
         if any(known):
-            self._epoll.unregister(fd)
+            # A descriptor that was closed has left the kernel's list by itself.
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def unwatch_writable(self, fd: int) -> None:
         """Stop waiting for ``fd`` to take bytes."""

@@ -101,6 +101,17 @@ class ChannelStore:
         named, arguments = self._report_arguments(incarnation, "", reports)
         return [answer == 1 for answer in self._function(REPORT, named, *arguments)]
 
+    def entries_of(self, incarnation: str, ids: Sequence[str]) -> list[OrderEntry]:
+        """Those of these dispatch entries of a dead predecessor that are still there, at once."""
+        if not ids:
+            return []
+        stream = self._keys.dispatch(incarnation)
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            for entry_id in ids:
+                pipe.xrange(stream, entry_id, entry_id)
+            found: Any = pipe.execute()
+        return [OrderEntry(entries[0][0].decode(), entries[0][1]) for entries in found if entries]
+
     def _function(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         with translated():
             try:

@@ -55,7 +55,7 @@ class Pipe:
             self._connection.disconnect()
 
     def ask(self, on_answer: OnAnswer, patience: float, *command: Any) -> None:
-        """Send a command; its answer goes to ``on_answer``. Without one in ``patience`` seconds the connection is dead."""
+        """Send a command; its answer goes to ``on_answer``. None within ``patience`` seconds: it is dead."""
         self._unsent += hiredis.pack_command(command)
         self._waiting.append((on_answer, self._clock.boottime() + patience))
         self.write()

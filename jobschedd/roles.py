@@ -1,0 +1,276 @@
+"""The composition root: a configuration becomes the child processes that the supervisor keeps running.
+
+Children get settings and open their own connections after the fork; nothing is connected before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobschedd import logs
+from jobschedd.clock import SYSTEM_CLOCK
+from jobschedd.config import Config, load
+from jobschedd.errors import ConfigError, ConfigProblem, JobschedError, StoreRefused
+from jobschedd.node.child import ChildSpec
+from jobschedd.node.context import ChildContext, StopLevel
+from jobschedd.node.daemonize import daemonized
+from jobschedd.node.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from jobschedd.slave.channel import ChannelSettings
+
+#: What a channel may need beyond drain_timeout and term_grace to hand in its last results, in seconds.
+LAST_RESULTS = 5.0
+MASTER_STOP = 10.0
+SERVER_STOP = 30.0
+SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
+
+
+def run(config_path: str, daemonize: bool = False, pidfile: str | None = None) -> int:
+    """Run the daemon that ``config_path`` describes until it is stopped; the exit code. Raises ConfigError."""
+    config = load(config_path)
+    for warning in config.warnings:
+        print(f"jobschedd: warning: {warning}", file=sys.stderr)  # noqa: T201 - nobody logs yet
+    _make_private(config.state_dir)
+    instance = secrets.token_hex(8)
+    build = build_fingerprint()
+
+    def load_children() -> Sequence[ChildSpec]:
+        current = load(config_path)
+        if (current.state_dir, current.redis.embedded) != (config.state_dir, config.redis.embedded):
+            problem = "cannot change while the daemon runs: restart it instead"
+            raise ConfigError([ConfigProblem(current.source, None, "state_dir, redis.url", problem)])
+        _configure_logs(current)
+        return children(current, instance)
+
+    with daemonized(detach=daemonize, pidfile=Path(pidfile) if pidfile else None) as readiness:
+        _configure_logs(config)
+        supervisor = Supervisor(
+            load_children,
+            name=", ".join(config.roles),
+            on_ready=readiness.ready,
+            build_changed=lambda: build_fingerprint() != build,
+        )
+        return supervisor.run()
+
+
+def _configure_logs(config: Config) -> None:
+    logs.configure(config.log.level, config.log.format, file=config.log.file)
+
+
+def _make_private(directory: str) -> None:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise JobschedError(f"cannot create state_dir {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise JobschedError(f"cannot write to state_dir {directory}: give it to the user that runs the daemon")
+
+
+def build_fingerprint() -> str:
+    """Changes when the installed program does: by name, size and time of every file of the package."""
+    root = Path(__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".lua"))
+    facts = [f"{path}:{status.st_size}:{status.st_mtime_ns}" for path in files if (status := path.stat())]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def children(config: Config, instance: str) -> list[ChildSpec]:
+    """The processes of this configuration. ``instance`` names this start of the supervisor as a master."""
+    specs: list[ChildSpec] = []
+    if config.redis.embedded:
+        specs.append(_embedded_server(config))
+    if config.is_master:
+        specs += _master(config, instance)
+    if config.is_slave:
+        specs += [_channel(config, channel.name) for channel in config.slave.channels]
+    return specs
+
+
+def _embedded_server(config: Config) -> ChildSpec:
+    from jobschedd.store import embedded
+
+    try:
+        program = embedded.command(config.state_dir)
+    except StoreRefused as error:
+        raise ConfigError([ConfigProblem(config.source, None, "redis.url", str(error))]) from error
+    return ChildSpec(
+        name="redis",
+        target=None,
+        program=program,
+        fingerprint=" ".join(program),
+        stage=SERVER_STAGE,
+        drain_timeout=SERVER_STOP,
+        ready_check=partial(embedded.answers, config.state_dir),
+    )
+
+
+def _master(config: Config, instance: str) -> list[ChildSpec]:
+    fingerprint = config.master_fingerprint()
+    return [
+        ChildSpec(
+            name=name,
+            target=partial(target, config, instance),
+            fingerprint=fingerprint,
+            stage=MASTER_STAGE,
+            drain_timeout=MASTER_STOP,
+        )
+        for name, target in (("dispatcher", run_dispatcher), ("collector", run_collector))
+    ]
+
+
+def _channel(config: Config, name: str) -> ChildSpec:
+    return ChildSpec(
+        name=f"channel {name}",
+        target=partial(run_channel, config, name),
+        fingerprint=config.channel_fingerprint(name),
+        stage=SLAVE_STAGE,
+        drain_timeout=config.slave.drain_timeout + config.timing.term_grace + LAST_RESULTS,
+    )
+
+
+# -- the children's targets: each runs in its own process, after the fork --------------------------------------
+
+
+def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
+    """Target of the child "dispatcher"."""
+    from jobschedd.master.dispatcher import Dispatcher
+    from jobschedd.master.leadership import EpochFile, Leadership
+    from jobschedd.master.placement import Placement
+    from jobschedd.store.bell import Bell
+    from jobschedd.store.connect import blocking, connect
+    from jobschedd.store.keys import Keys
+    from jobschedd.store.moves import Moves
+    from jobschedd.store.survey import Survey
+
+    timing, keys = config.timing, Keys(config.namespace)
+    client = connect(config.connection, f"{config.node}/dispatcher")
+    moves = Moves(client, keys)
+    epochs = EpochFile(os.path.join(config.state_dir, f"epoch-{config.namespace}"))
+    dispatcher = Dispatcher(
+        moves=moves,
+        survey=Survey(client, keys),
+        bell=Bell(blocking(config.connection, f"{config.node}/dispatcher/bell", timing.block), keys),
+        leadership=Leadership(moves, instance, timing.leader_lease, epochs, SYSTEM_CLOCK),
+        placement=Placement(config.master.placement),
+        clock=SYSTEM_CLOCK,
+        lease=timing.lease,
+        reap_scan=timing.reap_scan,
+        block=timing.block,
+        keep_ms=round(config.master.keep.failed * 1000),
+    )
+    context.ready()
+    dispatcher.run(_stopping(context), context.wait, context.beat)
+    return 0
+
+
+def run_collector(config: Config, instance: str, context: ChildContext) -> int:
+    """Target of the child "collector"."""
+    from jobschedd.master.collector import Collector, Keep
+    from jobschedd.master.history import History
+    from jobschedd.store.connect import blocking, connect
+    from jobschedd.store.keys import Keys
+    from jobschedd.store.moves import Moves
+    from jobschedd.store.results import ResultStream
+    from jobschedd.store.survey import Survey
+
+    timing, keys = config.timing, Keys(config.namespace)
+    client = connect(config.connection, f"{config.node}/collector")
+    keep = config.master.keep
+    collector = Collector(
+        moves=Moves(client, keys),
+        survey=Survey(client, keys),
+        results=ResultStream(blocking(config.connection, f"{config.node}/collector/results", timing.block), keys),
+        history=History(config.master.history),
+        instance=instance,
+        clock=SYSTEM_CLOCK,
+        block=timing.block,
+        keep=Keep(round(keep.succeeded * 1000), round(keep.failed * 1000)),
+        max_payload=config.master.max_payload,
+        identity=secrets.token_hex(8),
+    )
+    context.ready()
+    collector.run(_stopping(context), context.wait, context.beat)
+    return 0
+
+
+def run_channel(config: Config, name: str, context: ChildContext) -> int:
+    """Target of the children "channel NAME"."""
+    from jobschedd.slave.channel import Channel
+    from jobschedd.slave.processtree import become_subreaper
+    from jobschedd.slave.spool import Home
+    from jobschedd.store.channel import ChannelStore
+    from jobschedd.store.connect import connect
+    from jobschedd.store.keys import Keys
+
+    os.umask(config.slave.umask)
+    os.makedirs(config.slave.workdir, mode=0o700, exist_ok=True)
+    os.chdir(config.slave.workdir)
+    become_subreaper()
+    keys = Keys(config.namespace)
+
+    def open_store(incarnation: str) -> ChannelStore:
+        client = connect(config.connection, f"{config.node}/{name}")
+        return ChannelStore(client, keys, SYSTEM_CLOCK, incarnation, config.timing.block)
+
+    home = Home(os.path.join(config.state_dir, config.namespace), name)
+    return Channel(_channel_settings(config, name), home, open_store, context).run()
+
+
+def _channel_settings(config: Config, name: str) -> ChannelSettings:
+    from jobschedd.slave.channel import ChannelSettings
+    from jobschedd.slave.settings import ExecutionSettings
+
+    slave, timing = config.slave, config.timing
+    channel = next(channel for channel in slave.channels if channel.name == name)
+    return ChannelSettings(
+        node=config.node,
+        name=name,
+        slots=channel.slots,
+        labels=channel.labels,
+        execution=ExecutionSettings(
+            node=config.node,
+            channel=name,
+            workdir=slave.workdir,
+            env=slave.env,
+            umask=slave.umask,
+            allow_commands=slave.allow.commands,
+            allow_functions=slave.allow.functions,
+            allow_shell=slave.allow.shell,
+            python_path=slave.python_path,
+            output_limit=slave.output_limit,
+            max_payload=config.master.max_payload,
+            term_grace=timing.term_grace,
+            runner_recycle=slave.runner_recycle,
+            runner_memory=slave.runner_memory,
+        ),
+        home=f"{_machine_id()}:{os.path.realpath(config.state_dir)}",
+        heartbeat=timing.heartbeat,
+        lease=timing.lease,
+        return_after=timing.return_after,
+        prefetch=timing.prefetch,
+        drain_timeout=slave.drain_timeout,
+        transport=config.transport,
+    )
+
+
+def _stopping(context: ChildContext) -> Callable[[], bool]:
+    def stopping() -> bool:
+        return context.check() is not StopLevel.RUN
+
+    return stopping
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip() or socket.gethostname()
+    except OSError:
+        return socket.gethostname()

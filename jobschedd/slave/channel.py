@@ -1,0 +1,555 @@
+"""The channel process: its dispatch stream -> job processes -> the result stream; it renews its lease.
+
+It never runs user code and never waits for Redis: jobs are supervised, timed out and their results spooled
+whether Redis answers or not. What it must not do without Redis is start anything: nothing starts past the
+lease, which is counted from before the renewal was sent.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from jobschedd import __version__
+from jobschedd.clock import SYSTEM_CLOCK, Clock
+from jobschedd.errors import JobschedError, ProtocolError, StoreRefused, StoreUnavailable
+from jobschedd.failpoints import failpoint
+from jobschedd.job import Cause, Flag, Order, Outcome, Report, ReportKind, Result, decode_spec, encode
+from jobschedd.logs import get_logger
+from jobschedd.slave.executor import Executor
+from jobschedd.slave.joblog import JobLog
+from jobschedd.slave.live import LiveOutput
+from jobschedd.slave.loop import Loop
+from jobschedd.slave.recovery import settle_predecessors
+from jobschedd.slave.settings import ExecutionSettings
+from jobschedd.slave.spool import Home
+from jobschedd.slave.window import Window
+from jobschedd.store.channel import ChannelStore, Hint, OrderEntry
+from jobschedd.store.survey import ChannelInfo
+
+log = get_logger(__name__)
+
+#: Seconds between looks at what runs, while anything does.
+TICK = 0.05
+#: A job that still runs after this is said to be running.
+ANNOUNCE_AFTER = 0.05
+#: An exclusive job is killed this long before the lease ends.
+LEASE_MARGIN = 2.0
+#: What is unanswered for this long is forced to the disk.
+SYNC_AFTER = 0.1
+#: Pause after the node was short of processes, memory or files.
+SHORTAGE_PAUSE = 1.0
+LONGEST_BACK_OFF = 2.0
+#: What a stop at once may spend on sending the last results.
+LAST_WORDS = 1.5
+IDLE = 1.0
+
+
+class Supervision(Protocol):
+    """What the channel needs of its supervisor's side (see ``node.context.ChildContext``)."""
+
+    def ready(self, status: str = "") -> None: ...
+    def beat(self, status: str = "") -> None: ...
+    def fileno(self) -> int: ...
+    def check(self) -> int: ...
+
+
+RUN, DRAIN, NOW = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class ChannelSettings:
+    """One channel of one node. Times in seconds."""
+
+    node: str
+    name: str
+    slots: int
+    labels: tuple[str, ...]
+    execution: ExecutionSettings
+    home: str  # which state directory of which machine: two daemons must not share a channel name
+    heartbeat: float
+    lease: float
+    return_after: float
+    prefetch: float
+    drain_timeout: float
+    transport: str = "stream"
+
+    @property
+    def full_name(self) -> str:
+        """``node/name``."""
+        return f"{self.node}/{self.name}"
+
+
+class Channel:
+    """One incarnation. ``open_store(incarnation)`` connects; it may raise StoreUnavailable or StoreRefused."""
+
+    def __init__(
+        self,
+        settings: ChannelSettings,
+        home: Home,
+        open_store: Callable[[str], ChannelStore],
+        supervision: Supervision,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.settings = settings
+        self.incarnation = secrets.token_hex(8)
+        self._home = home
+        self._open_store = open_store
+        self._supervision = supervision
+        self._clock = clock
+        self._loop = Loop(clock)
+        self._register, self._spool = home.open(self.incarnation, settings.slots)
+        self._executor = Executor(settings.slots, self._loop, settings.execution, self._register, self._job_ended)
+        self._window = Window(settings.slots, settings.prefetch)
+        self._job_log = JobLog(clock)
+        self._live = LiveOutput(self._executor, clock, self._publish, self._end_output, self._backlog)
+        self._store: ChannelStore | None = None
+        self._watched: tuple[int, ...] = ()  # its descriptors, which it may have closed by itself
+        self._connect_due = 0.0
+        self._back_off = 0.05
+        self._lease_until = 0.0  # boot time past which nothing may start
+        self._renew_due = 0.0
+        self._ended: list[tuple[Order, Result]] = []
+        self._outgoing: list[tuple[str, bytes]] = []  # reports to send; entry "" for news
+        self._reporting: list[str] | None = None  # entries of the report call in flight
+        self._unsynced_since: float | None = None
+        self._announced: set[str] = set()
+        self._said_window = -1
+        self._pause_until = 0.0
+        self._tick_due = 0.0
+        self._level = RUN
+        self._drain_until = 0.0
+        self._gone = False
+        self._loop.watch(supervision.fileno(), self._nothing)
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until stopped; the exit code."""
+        self._connect_if_due()
+        self._supervision.ready(self._status())
+        while not self._finished():
+            self._loop.run_once(self._patience())
+            self._obey()
+            self._keep_results()
+            self._connect_if_due()
+            self._start_jobs()
+            self._look_after_jobs()
+            self._guarded(self._renew_lease)
+            self._guarded(self._send_reports)
+            self._guarded(self._notice_silence)
+            self._supervision.beat(self._status())
+        self._close()
+        return 0
+
+    def _patience(self) -> float:
+        now = self._clock.boottime()
+        due = [self._renew_due if self._store else self._connect_due]
+        if self._executor.busy or self._live.any or not self._executor.idle:
+            due.append(self._tick_due)
+        if self._pause_until > now:
+            due.append(self._pause_until)
+        if self._unsynced_since is not None:
+            due.append(self._unsynced_since + SYNC_AFTER)
+        return max(0.0, min(IDLE, min(due) - now))
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """A step that talks to Redis: when that fails, jobs go on and we connect anew."""
+        if self._store is None:
+            return
+        try:
+            step()
+        except (StoreUnavailable, StoreRefused) as error:
+            self._disconnect(error)
+
+    def _status(self) -> str:
+        state = "draining" if self._level else "ready" if self._store else "waiting for Redis"
+        return f"{state}: {self._executor.slots_in_use()} of {self.settings.slots} slots busy"
+
+    def _nothing(self) -> None:
+        """The supervisor wants something: ``_obey`` asks what."""
+
+    # -- connection -------------------------------------------------------------------------------------------
+
+    def _connect_if_due(self) -> None:
+        if self._store is not None or self._gone or self._clock.boottime() < self._connect_due:
+            return
+        try:
+            self._connect()
+            self._back_off = 0.05
+        except (StoreUnavailable, StoreRefused) as error:
+            self._disconnect(error)
+
+    def _connect(self) -> None:
+        store = self._open_store(self.incarnation)
+        try:
+            asked = self._clock.boottime()
+            window = self._current_window()
+            store.register(
+                self.settings.full_name, self._info(), window, self._ms(self.settings.lease), self.settings.home
+            )
+            failpoint("channel.register.after")
+            settle_predecessors(self._home, store, self.settings.full_name, self._clock)
+        except Exception:
+            store.close()
+            raise
+        self._store = store
+        self._said_window = window
+        self._hold_lease(asked)
+        self._watched = (store.orders.fileno(), store.commands.fileno())
+        for fd, handler in zip(self._watched, (self._orders_readable, self._commands_readable), strict=True):
+            self._loop.watch(fd, handler)
+        self._outgoing = self._spool.unacknowledged() + [news for news in self._outgoing if not news[0]]
+        store.read_orders(self._received)
+        log.info("channel connected", channel=self.settings.full_name, incarnation=self.incarnation)
+
+    def _disconnect(self, error: JobschedError) -> None:
+        now = self._clock.boottime()
+        delay = self._back_off * random.uniform(0.5, 1.0)
+        log.warning("no Redis: running jobs go on", error=error, retry_in=f"{delay:.2f}s")
+        self._connect_due = now + delay
+        self._back_off = min(LONGEST_BACK_OFF, self._back_off * 2)
+        self._drop_store()
+        # What has not started is read again from the stream: by then it may be somebody else's.
+        self._executor.give_back()
+
+    def _drop_store(self) -> None:
+        if self._store is not None:
+            for fd in self._watched:
+                self._loop.unwatch(fd)
+            self._store.close()
+        self._watched = ()
+        self._store = None
+        self._reporting = None
+
+    def _info(self) -> bytes:
+        settings = self.settings
+        return msgspec.json.encode(
+            ChannelInfo(
+                node=settings.node,
+                channel=settings.name,
+                incarnation=self.incarnation,
+                slots=settings.slots,
+                labels=settings.labels,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                boot=boot_id(),
+                version=__version__,
+                started=self._clock.now(),
+                transport=settings.transport,
+            )
+        )
+
+    def _orders_readable(self) -> None:
+        self._guarded(lambda: self._open.orders.read())
+
+    def _commands_readable(self) -> None:
+        self._guarded(lambda: self._open.commands.read())
+
+    @property
+    def _open(self) -> ChannelStore:
+        if self._store is None:
+            raise StoreUnavailable("not connected")
+        return self._store
+
+    def _notice_silence(self) -> None:
+        for pipe, handler in zip(self._open.pipes, (self._orders_writable, self._commands_writable), strict=True):
+            if pipe.overdue():
+                raise StoreUnavailable("Redis does not answer in time")
+            if pipe.unsent:
+                self._loop.watch_writable(pipe.fileno(), handler)
+
+    def _orders_writable(self) -> None:
+        self._guarded(lambda: self._write(self._open.orders.fileno(), self._open.orders.write))
+
+    def _commands_writable(self) -> None:
+        self._guarded(lambda: self._write(self._open.commands.fileno(), self._open.commands.write))
+
+    def _write(self, fd: int, write: Callable[[], None]) -> None:
+        self._loop.unwatch_writable(fd)
+        write()
+
+    # -- lease ------------------------------------------------------------------------------------------------
+
+    def _hold_lease(self, asked: float) -> None:
+        """Counted from before the request: the server cannot have begun to count any earlier."""
+        self._lease_until = asked + self.settings.lease
+        self._renew_due = asked + self.settings.heartbeat
+
+    def _renew_lease(self) -> None:
+        asked = self._clock.boottime()
+        if asked < self._renew_due:
+            return
+        self._renew_due = asked + self.settings.heartbeat
+        self._open.renew(self._ms(self.settings.lease), lambda held: self._renewed(asked, held))
+
+    def _renewed(self, asked: float, held: bool) -> None:
+        if not held:
+            raise StoreUnavailable("our lease has ended; announcing ourselves again")
+        self._hold_lease(asked)
+
+    def _may_start(self) -> bool:
+        now = self._clock.boottime()
+        return self._store is not None and self._level == RUN and now < self._lease_until and now >= self._pause_until
+
+    # -- orders -----------------------------------------------------------------------------------------------
+
+    def _received(self, entries: list[OrderEntry], hints: list[Hint]) -> None:
+        if entries:
+            failpoint("channel.read.after")
+        orders = [order for entry in entries if (order := self._order(entry)) is not None]
+        self._executor.accept(orders)
+        for hint in hints:
+            self._take_hint(hint)
+        self._open.read_orders(self._received)
+
+    def _order(self, entry: OrderEntry) -> Order | None:
+        """None for what we have already, and for what is no order: that is said on the result stream."""
+        if self._executor.knows(entry.id) or self._is_spooled(entry.id):
+            return None
+        fields = entry.fields
+        try:
+            job, attempt = fields[b"job"].decode("ascii"), int(fields[b"attempt"])
+            flags = Flag(int(fields[b"flags"]))
+            spec_bytes = fields[b"spec"]
+        except (KeyError, ValueError) as error:
+            self._refuse(entry, f"{type(error).__name__}: {error}")
+            return None
+        try:
+            if len(spec_bytes) > self.settings.execution.max_payload:
+                raise ProtocolError(
+                    f"a spec of {len(spec_bytes)} bytes; the limit is {self.settings.execution.max_payload}"
+                )
+            order = Order(job, attempt, entry.id, decode_spec(spec_bytes))
+        except ProtocolError as error:
+            self._fail_unreadable(job, attempt, entry.id, str(error))
+            return None
+        if Flag.FOLLOWED in flags:
+            self._live.follow(job, attempt)
+        return order
+
+    def _refuse(self, entry: OrderEntry, reason: str) -> None:
+        log.warning("not an order", entry=entry.id, reason=reason)
+        sample = repr(entry.fields).encode()[:256]
+        self._say(ReportKind.UNREADABLE, Order("", 0, entry.id, _NO_SPEC), entry.id, reason=reason, sample=sample)
+
+    def _fail_unreadable(self, job: str, attempt: int, entry: str, reason: str) -> None:
+        now = self._clock.now()
+        result = Result(outcome=Outcome.FAILED, cause=Cause.UNREADABLE, error=reason, started=now, ended=now)
+        self._job_ended(Order(job, attempt, entry, _NO_SPEC), result)
+
+    def _is_spooled(self, entry: str) -> bool:
+        return any(entry == known for known, _ in self._outgoing) or entry in (self._reporting or ())
+
+    def _take_hint(self, hint: Hint) -> None:
+        if hint.what == "cancel":
+            self._executor.cancel(hint.job)
+        else:
+            self._live.follow(hint.job, 0)
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    def _start_jobs(self) -> None:
+        if not self._may_start():
+            return
+        self._executor.depth = max(1, self._window.prefetch() // self.settings.slots)
+        self._executor.fill()
+        if self._executor.short_of_resources:
+            self._executor.short_of_resources = False
+            self._pause_until = self._clock.boottime() + SHORTAGE_PAUSE
+            log.error("the node is short of processes, memory or files: nothing starts for a moment")
+            self._return(self._executor.give_back())
+
+    def _look_after_jobs(self) -> None:
+        """While anything runs or waits: say what runs, give back what waits too long, keep within the lease."""
+        now = self._clock.boottime()
+        if now < self._tick_due or (self._executor.idle and not self._live.any):
+            return
+        self._tick_due = now + TICK
+        for running in self._executor.running():
+            if now - running.since >= ANNOUNCE_AFTER and running.order.entry not in self._announced:
+                self._announced.add(running.order.entry)
+                self._say(ReportKind.STARTED, running.order, "", time=self._clock.now() - (now - running.since))
+        if self._store is not None:
+            self._return(self._executor.give_back(older_than=self.settings.return_after))
+        if now > self._lease_until - LEASE_MARGIN and self._store is None:
+            self._executor.kill_exclusive()
+        self._live.look_after()
+
+    def _return(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            failpoint("channel.return.before")
+            self._say(ReportKind.RETURN, order, order.entry)
+
+    def _job_ended(self, order: Order, result: Result) -> None:
+        self._window.note_end(result.duration)
+        self._live.ended(order)
+        self._ended.append((order, result))
+
+    def _keep_results(self) -> None:
+        """Into the spool first: a finished job must not run again because its result could not be sent."""
+        if self._ended:
+            failpoint("channel.exit.before_spool")
+            for order, result in self._ended:
+                self._keep_result(order, result)
+            self._ended.clear()
+            self._write_spool()
+            failpoint("channel.spool.after")
+            self._executor.settle()
+        self._sync_if_due()
+        self._job_log.flush()
+
+    def _keep_result(self, order: Order, result: Result) -> None:
+        whole = msgspec.structs.replace(result, node=self.settings.node, channel=self.settings.name)
+        self._announced.discard(order.entry)
+        self._job_log.ended(order, whole)
+        report = Report(
+            kind=ReportKind.RESULT,
+            job=order.job,
+            attempt=order.attempt,
+            entry=order.entry,
+            incarnation=self.incarnation,
+            outcome=whole.outcome,
+            cause=whole.cause,
+            result=encode(whole),
+        )
+        packed = encode(report)
+        self._spool.append(order.entry, packed)
+        self._outgoing.append((order.entry, packed))
+
+    def _write_spool(self) -> None:
+        try:
+            self._spool.flush()
+        except OSError as error:
+            log.error("cannot spool results: taking no new jobs for a moment", error=error)
+            self._pause_until = self._clock.boottime() + SHORTAGE_PAUSE
+        if self._unsynced_since is None:
+            self._unsynced_since = self._clock.boottime()
+
+    def _sync_if_due(self) -> None:
+        if self._unsynced_since is None or self._clock.boottime() < self._unsynced_since + SYNC_AFTER:
+            return
+        self._unsynced_since = None
+        try:
+            self._spool.sync()
+        except OSError as error:
+            log.error("cannot force results to the disk", error=error)
+
+    # -- reports ----------------------------------------------------------------------------------------------
+
+    def _say(
+        self, kind: ReportKind, order: Order, entry: str, *, time: float = 0.0, reason: str = "", sample: bytes = b""
+    ) -> None:
+        report = Report(
+            kind=kind,
+            job=order.job,
+            attempt=order.attempt,
+            entry=order.entry,
+            incarnation=self.incarnation,
+            time=time,
+            reason=reason,
+            sample=sample,
+        )
+        self._outgoing.append((entry, encode(report)))
+
+    def _send_reports(self) -> None:
+        """One call in flight; whatever comes up meanwhile goes with the next, so that load makes the batches."""
+        if self._reporting is not None:
+            return
+        window = self._current_window()
+        changed = window if window != self._said_window else None
+        if not self._outgoing and changed is None:
+            return
+        batch, self._outgoing = self._outgoing, []
+        self._reporting = [entry for entry, _ in batch if entry]
+        self._said_window = window
+        self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
+        failpoint("channel.report.sent")
+
+    def _reported(self, batch: list[tuple[str, bytes]], answers: list[bool]) -> None:
+        failpoint("channel.report.acknowledged")
+        self._reporting = None
+        self._spool.acknowledge(entry for entry, _ in batch if entry)
+        if not self._spool.unacknowledged():
+            self._unsynced_since = None
+        for (entry, _), taken in zip(batch, answers, strict=True):
+            if not taken:
+                log.info("a report came too late: the job was given to another", entry=entry)
+
+    def _current_window(self) -> int:
+        if self._level != RUN or self._clock.boottime() < self._pause_until:
+            return 0
+        now = self._clock.boottime()
+        longest = max((now - running.since for running in self._executor.running()), default=0.0)
+        return max(0, self._window.size(longest) - self._home.busy_elsewhere())
+
+    def _publish(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
+        self._guarded(lambda: self._open.publish_output(job, attempt, fd, offset, data))
+
+    def _end_output(self, job: str, attempt: int) -> None:
+        self._guarded(lambda: self._open.end_output(job, attempt))
+
+    def _backlog(self) -> int:
+        return self._store.commands.unsent if self._store is not None else 1 << 30
+
+    # -- stopping ---------------------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        level = self._supervision.check()
+        now = self._clock.boottime()
+        if level > self._level:
+            if self._level == RUN:
+                self._return(self._executor.give_back())
+                self._drain_until = now + self.settings.drain_timeout
+                log.info("draining", channel=self.settings.full_name, running=self._executor.slots_in_use())
+            if level == NOW:
+                self._executor.kill_all(Cause.DRAIN)
+                self._drain_until = now + LAST_WORDS
+            self._level = level
+        elif self._level == DRAIN and now >= self._drain_until and self._executor.busy:
+            log.warning("drain timeout: interrupting what still runs", running=self._executor.slots_in_use())
+            self._drain_until = now + self.settings.execution.term_grace + 60.0
+            self._executor.stop_all(Cause.DRAIN)
+
+    def _finished(self) -> bool:
+        if self._level == RUN or not self._executor.idle or self._ended:
+            return False
+        all_said = not self._outgoing and self._reporting is None
+        if all_said or (self._store is None and self._level == DRAIN):
+            return True
+        return self._clock.boottime() >= self._drain_until
+
+    def _close(self) -> None:
+        self._gone = True
+        self._executor.close()
+        if self._store is not None and not self._spool.unacknowledged():
+            try:
+                self._store.leave()
+            except JobschedError as error:
+                log.warning("could not say goodbye to Redis; the lease will end by itself", error=error)
+        self._drop_store()
+        self._home.close(self._register, self._spool)
+        self._loop.close()
+
+    @staticmethod
+    def _ms(seconds: float) -> int:
+        return max(1, round(seconds * 1000))
+
+
+def boot_id() -> str:
+    """Which boot of this machine this is."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+_NO_SPEC = decode_spec(b"\x80")

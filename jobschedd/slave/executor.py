@@ -1,0 +1,254 @@
+"""The executor: orders in, results out. It fills the slots, watches what runs, and knows every order it holds.
+
+A slot runs one command, or keeps a warm runner that gets functions: several at a time when they are expected
+to be short, so that the runner need not wait for us between two of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from jobschedd.failpoints import failpoint
+from jobschedd.job import Cause, Order, Outcome, Overlap, Result
+from jobschedd.slave.functions import FunctionRunner
+from jobschedd.slave.loop import Loop
+from jobschedd.slave.output import OutputListener
+from jobschedd.slave.process import CommandRun, StartFailed
+from jobschedd.slave.register import Register
+from jobschedd.slave.settings import ExecutionSettings
+
+#: Functions handed to one runner ahead of need, at most.
+DEEPEST = 256
+
+
+@dataclass(frozen=True)
+class Running:
+    """One order that has started, and when (seconds since boot)."""
+
+    order: Order
+    since: float
+
+
+OnEnd = Callable[[Order, Result], None]
+
+
+class Executor:
+    """The slots of one channel. ``on_end`` is called once for every order that was accepted and not given back."""
+
+    def __init__(self, slots: int, loop: Loop, settings: ExecutionSettings, register: Register, on_end: OnEnd) -> None:
+        self._slots = range(slots)
+        self._loop = loop
+        self._settings = settings
+        self._register = register
+        self._on_end = on_end
+        self._held: deque[tuple[Order, float]] = deque()
+        self._commands: dict[int, CommandRun] = {}
+        self._runners: dict[int, FunctionRunner] = {}
+        self._entries: dict[str, str] = {}  # entry -> job, of all orders held or running
+        self._ended_slots: set[int] = set()
+        self.depth = 1  # functions that a runner may hold, the current one included
+        self.short_of_resources = False  # the last start failed for want of processes, memory or files
+
+    # -- orders -----------------------------------------------------------------------------------------------
+
+    def knows(self, entry: str) -> bool:
+        """Whether the order of this dispatch entry is held or running here."""
+        return entry in self._entries
+
+    def accept(self, orders: Iterable[Order]) -> None:
+        """Hold orders until slots are free; ``fill`` starts them."""
+        now = self._loop.clock.boottime()
+        for order in orders:
+            self._entries[order.entry] = order.job
+            self._held.append((order, now))
+
+    def fill(self) -> None:
+        """Start what is held, in order, as far as the slots go."""
+        while self._held and (slot := self._slot_for(self._held[0][0])) is not None:
+            order, _ = self._held.popleft()
+            if order.spec.function is not None:
+                self._runner(slot).submit(order)
+            elif not self._start_command(order, slot):
+                break
+
+    def give_back(self, older_than: float = 0.0) -> list[Order]:
+        """Take back what has not started and was received ``older_than`` seconds ago or before; it is forgotten."""
+        now = self._loop.clock.boottime()
+        if self._held and now - self._held[0][1] < older_than:
+            return []
+        queued = (
+            [order for runner in self._runners.values() for order in runner.revoke()]
+            if self._behind(older_than)
+            else []
+        )
+        back = queued + [order for order, _ in self._held]
+        self._held.clear()
+        for order in back:
+            self._entries.pop(order.entry, None)
+        return back
+
+    def _behind(self, seconds: float) -> bool:
+        """Whether some runner has been at one function for that long, with more behind it."""
+        now = self._loop.clock.boottime()
+        return any(
+            r.in_flight > 1 and (r.current is None or now - r.current_since >= seconds) for r in self._runners.values()
+        )
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs."""
+        return bool(self._commands) or any(runner.in_flight for runner in self._runners.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing is held."""
+        return not self._held and not self.busy
+
+    def running(self) -> list[Running]:
+        """What has started."""
+        commands = [Running(run.order, run.started_boot) for run in self._commands.values()]
+        functions = [Running(r.current, r.current_since) for r in self._runners.values() if r.current is not None]
+        return commands + functions
+
+    def slots_in_use(self) -> int:
+        """Slots that run something."""
+        return len(self._commands) + sum(1 for runner in self._runners.values() if runner.in_flight)
+
+    def settle(self) -> None:
+        """The results so far are in the spool: nothing of them is running any more, as far as a successor cares."""
+        for slot in self._ended_slots - self._commands.keys():
+            self._register.clear(slot)
+        self._ended_slots.clear()
+
+    # -- what is asked of jobs --------------------------------------------------------------------------------
+
+    def cancel(self, job: str) -> bool:
+        """End a job because a user asked: at once when it has not started."""
+        return self.stop(job, Outcome.CANCELLED, Cause.CANCELLED)
+
+    def stop(self, job: str, outcome: Outcome, cause: Cause) -> bool:
+        """TERM, grace, KILL; False when the job is not here."""
+        for number, (order, _) in enumerate(self._held):
+            if order.job == job:
+                del self._held[number]
+                self._ended(order, Result(outcome=outcome, cause=cause, error="not started", ended=self._now()))
+                return True
+        for run in self._commands.values():
+            if run.order.job == job:
+                run.stop(outcome, cause)
+                return True
+        return any(runner.stop(job, outcome, cause) for runner in self._runners.values())
+
+    def stop_all(self, cause: Cause) -> None:
+        """Interrupt everything: TERM, grace, KILL."""
+        for running in self.running():
+            self.stop(running.order.job, Outcome.FAILED, cause)
+
+    def kill_all(self, cause: Cause) -> None:
+        """Interrupt everything, at once."""
+        for run in list(self._commands.values()):
+            run.kill(Outcome.FAILED, cause)
+        for runner in self._runners.values():
+            runner.kill(Outcome.FAILED, cause)
+
+    def kill_exclusive(self) -> None:
+        """The lease is about to end: whatever must not overlap with another attempt dies now (overlap: forbid)."""
+        for running in self.running():
+            if running.order.spec.overlap is Overlap.FORBID:
+                self._kill(running.order.job, Cause.LEASE)
+
+    def _kill(self, job: str, cause: Cause) -> None:
+        for run in list(self._commands.values()):
+            if run.order.job == job:
+                run.kill(Outcome.FAILED, cause)
+        for runner in self._runners.values():
+            if runner.current is not None and runner.current.job == job:
+                runner.kill(Outcome.FAILED, cause)
+
+    def listen(self, job: str, listener: OutputListener | None) -> bool:
+        """Give the output of a job to ``listener``, from the beginning as far as kept; False: it does not run here."""
+        for run in self._commands.values():
+            if run.order.job == job:
+                run.listen(listener)
+                return True
+        for runner in self._runners.values():
+            if runner.current is not None and runner.current.job == job:
+                runner.listen(job, listener)
+                return True
+        return False
+
+    def close(self) -> None:
+        """End the runners."""
+        for runner in self._runners.values():
+            runner.close()
+
+    # -- slots ------------------------------------------------------------------------------------------------
+
+    def _slot_for(self, order: Order) -> int | None:
+        if order.spec.function is None:
+            return next((slot for slot in self._slots if self._is_free(slot)), None)
+        open_slots = [slot for slot in self._slots if slot not in self._commands and self._in_flight(slot) < self.depth]
+        return min(open_slots, key=lambda slot: (self._in_flight(slot), slot not in self._runners), default=None)
+
+    def _is_free(self, slot: int) -> bool:
+        return slot not in self._commands and not self._in_flight(slot)
+
+    def _in_flight(self, slot: int) -> int:
+        runner = self._runners.get(slot)
+        return runner.in_flight if runner is not None else 0
+
+    def _runner(self, slot: int) -> FunctionRunner:
+        if slot not in self._runners:
+            offset = self._register.offset_of(slot)
+            self._runners[slot] = FunctionRunner(
+                slot, self._loop, self._settings, self._register.fd, offset, self._function_ended
+            )
+        return self._runners[slot]
+
+    def _start_command(self, order: Order, slot: int) -> bool:
+        """False when the node is short of something: the order is held again, in front."""
+        failpoint("channel.start.before")
+        # Noted before it exists: a successor must never take a job that has started for one that has not.
+        self._register.note(slot, order.entry)
+        self._ended_slots.discard(slot)
+        failpoint("channel.start.registered")
+        run = CommandRun(order, slot, self._loop, self._settings, self._command_ended, self._noting(slot, order.entry))
+        try:
+            run.start()
+        except StartFailed as error:
+            self._ended_slots.add(slot)
+            if error.cause is Cause.RESOURCE:
+                self.short_of_resources = True
+                self._held.appendleft((order, self._loop.clock.boottime()))
+                return False
+            now = self._now()
+            result = Result(outcome=Outcome.FAILED, cause=error.cause, error=error.message, started=now, ended=now)
+            self._ended(order, result)
+            return True
+        self._commands[slot] = run
+        return True
+
+    def _noting(self, slot: int, entry: str) -> Callable[[int, int], None]:
+        def note(pid: int, starttime: int) -> None:
+            self._register.note(slot, entry, pid, starttime)
+
+        return note
+
+    def _command_ended(self, run: CommandRun, result: Result) -> None:
+        del self._commands[run.slot]
+        self._ended_slots.add(run.slot)
+        self._ended(run.order, result)
+
+    def _function_ended(self, order: Order, result: Result) -> None:
+        self._ended(order, result)
+
+    def _ended(self, order: Order, result: Result) -> None:
+        self._entries.pop(order.entry, None)
+        self._on_end(order, result)
+
+    def _now(self) -> float:
+        return self._loop.clock.now()

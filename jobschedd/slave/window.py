@@ -1,0 +1,46 @@
+"""How many entries a channel wants in its dispatch stream: its free slots, and what it expects to start at once.
+
+Prefetch is bounded in time, not in number: as many as its slots should get through in ``seconds`` (about
+50 ms), so that a new urgent job waits no longer than that. Unknown durations prefetch nothing.
+"""
+
+from __future__ import annotations
+
+#: More would only lengthen the way back of entries that could not be started.
+MOST_PREFETCH = 512
+#: What a job costs beyond its own run time, in seconds: an instant job must not look free.
+OVERHEAD = 50e-6
+#: Jobs that must have ended before their durations are believed.
+ENOUGH = 8
+_WEIGHT = 0.1
+
+
+class Window:
+    """The window of a channel of ``slots`` slots that may prefetch ``seconds`` of work."""
+
+    def __init__(self, slots: int, seconds: float) -> None:
+        self._slots = slots
+        self._seconds = seconds
+        self._average = 0.0
+        self._ended = 0
+
+    def note_end(self, duration: float) -> None:
+        """A job ran for ``duration`` seconds. A long one counts at once, short ones gain trust slowly."""
+        cost = duration + OVERHEAD
+        self._ended += 1
+        self._average = (
+            max(cost, self._average) if cost > self._seconds else self._average + _WEIGHT * (cost - self._average)
+        )
+
+    def prefetch(self) -> int:
+        """Entries beyond the slots; a power of two, so that it seldom changes."""
+        if self._ended < ENOUGH or self._seconds <= 0:
+            return 0
+        expected = int(self._seconds * self._slots / max(self._average, OVERHEAD))
+        return min(MOST_PREFETCH, 1 << (expected.bit_length() - 1)) if expected else 0
+
+    def size(self, longest_running: float) -> int:
+        """The window while the longest of the running jobs has run for so many seconds."""
+        if longest_running > self._seconds:
+            return self._slots
+        return self._slots + self.prefetch()

