@@ -205,7 +205,10 @@ def _role(child: psutil.Process) -> str:
     if child.status() == psutil.STATUS_ZOMBIE:
         raise psutil.ZombieProcess(child.pid)
     title = " ".join(child.cmdline()).strip("\0 ")
-    return title.removeprefix(_TITLE) if title.startswith(_TITLE) else Path(title.split(" ")[0]).name
+    if title.startswith(_TITLE):
+        return title.removeprefix(_TITLE)
+    name = Path(title.split(" ")[0]).name
+    return "redis" if name in ("redis-server", "valkey-server") else name
 
 
 class Cluster:

@@ -312,6 +312,8 @@ def read_ends(histories: Iterable[Path]) -> list[End]:
     for path in histories:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
+            if database.execute("SELECT name FROM sqlite_master WHERE name = 'attempts'").fetchone() is None:
+                continue  # just being created
             query = "SELECT incarnation, job, attempt, outcome, cause FROM attempts WHERE final = 1 ORDER BY attempt"
             for incarnation, job, attempt, outcome, cause in database.execute(query):
                 found.setdefault((incarnation, job, attempt, outcome), End(job, attempt, outcome, cause))
