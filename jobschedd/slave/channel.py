@@ -378,7 +378,10 @@ class Channel:
                 self._announced.add(running.order.entry)
                 self._say(ReportKind.STARTED, running.order, "", time=self._clock.now() - (now - running.since))
         if self._store is not None:
-            self._return(self._executor.give_back(older_than=self.settings.return_after))
+            late = self._executor.give_back(older_than=self.settings.return_after)
+            if late:
+                self._window.note_late()
+                self._return(late)
         if now > self._lease_until - LEASE_MARGIN and self._store is None:
             self._executor.kill_exclusive()
         self._live.look_after()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Cause, Order, Outcome, Overlap, Result
@@ -47,6 +48,7 @@ class Executor:
         self._commands: dict[int, CommandRun] = {}
         self._runners: dict[int, FunctionRunner] = {}
         self._entries: dict[str, str] = {}  # entry -> job, of all orders held or running
+        self._got_on: dict[int, float] = {}  # boot time at which a slot's runner last began or ended something
         self._ended_slots: set[int] = set()
         self.depth = 1  # functions that a runner may hold, the current one included
         self.short_of_resources = False  # the last start failed for want of processes, memory or files
@@ -69,7 +71,7 @@ class Executor:
         while self._held and (slot := self._slot_for(self._held[0][0])) is not None:
             order, _ = self._held.popleft()
             if order.spec.function is not None:
-                self._runner(slot).submit(order)
+                self._hand_over(order, slot)
             elif not self._start_command(order, slot):
                 break
 
@@ -90,11 +92,9 @@ class Executor:
         return back
 
     def _behind(self, seconds: float) -> bool:
-        """Whether some runner has been at one function for that long, with more behind it."""
-        now = self._loop.clock.boottime()
-        return any(
-            r.in_flight > 1 and (r.current is None or now - r.current_since >= seconds) for r in self._runners.values()
-        )
+        """Whether some runner has not got on for that long, with more than one function in hand."""
+        due = self._loop.clock.boottime() - seconds
+        return any(runner.in_flight > 1 and self._got_on[slot] <= due for slot, runner in self._runners.items())
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -201,12 +201,17 @@ class Executor:
         runner = self._runners.get(slot)
         return runner.in_flight if runner is not None else 0
 
+    def _hand_over(self, order: Order, slot: int) -> None:
+        runner = self._runner(slot)
+        if not runner.in_flight:
+            self._got_on[slot] = self._loop.clock.boottime()
+        runner.submit(order)
+
     def _runner(self, slot: int) -> FunctionRunner:
         if slot not in self._runners:
             offset = self._register.offset_of(slot)
-            self._runners[slot] = FunctionRunner(
-                slot, self._loop, self._settings, self._register.fd, offset, self._function_ended
-            )
+            on_end = partial(self._function_ended, slot)
+            self._runners[slot] = FunctionRunner(slot, self._loop, self._settings, self._register.fd, offset, on_end)
         return self._runners[slot]
 
     def _start_command(self, order: Order, slot: int) -> bool:
@@ -243,7 +248,8 @@ class Executor:
         self._ended_slots.add(run.slot)
         self._ended(run.order, result)
 
-    def _function_ended(self, order: Order, result: Result) -> None:
+    def _function_ended(self, slot: int, order: Order, result: Result) -> None:
+        self._got_on[slot] = self._loop.clock.boottime()
         self._ended(order, result)
 
     def _ended(self, order: Order, result: Result) -> None:

@@ -32,6 +32,10 @@ class Window:
             max(cost, self._average) if cost > self._seconds else self._average + _WEIGHT * (cost - self._average)
         )
 
+    def note_late(self) -> None:
+        """Something prefetched could not start in time: nothing is believed until more has ended."""
+        self._ended = 0
+
     def prefetch(self) -> int:
         """Entries beyond the slots; a power of two, so that it seldom changes."""
         if self._ended < ENOUGH or self._seconds <= 0:
