@@ -27,7 +27,7 @@ from jobschedd.slave.output import OutputListener, Stream
 from jobschedd.slave.processtree import Tree, household, status_of, ticks_now
 from jobschedd.slave.settings import ExecutionSettings
 
-__all__ = ["CommandRun", "OutputListener", "StartFailed"]
+__all__ = ["CommandRun", "OutputListener", "StartFailed", "inherit_nothing"]
 
 SHELL: Final = "/bin/sh"
 #: Seconds that something may hold a job's output open after its end, before we stop listening.
@@ -40,6 +40,16 @@ LONGEST_PAUSE: Final = 0.05
 
 # Python ignores SIGPIPE, nohup ignores SIGHUP: a job shall start with the kernel's own defaults.
 _EVERY_SIGNAL: Final = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+
+
+def inherit_nothing() -> None:
+    """Call it once in a channel process: what was open in whoever started the daemon is not passed on to jobs."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                pass  # the one that the list itself was read with
 
 
 class _Phase(enum.Enum):
@@ -167,7 +177,7 @@ class CommandRun:
 
     def _undo(self) -> None:
         self._tree.over = True
-        self._tree.signal(signal.SIGKILL)
+        household.signal(self._tree, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         household.leave(self._tree)
 
@@ -180,7 +190,7 @@ class CommandRun:
             return
         self._stopping = (outcome, cause)
         # CONT: a stopped process would not notice the TERM.
-        self._tree.signal(signal.SIGTERM, signal.SIGCONT)
+        household.signal(self._tree, signal.SIGTERM, signal.SIGCONT)
         self._patience = self._loop.call_later(self._settings.term_grace, self._escalate)
 
     def kill(self, outcome: Outcome, cause: Cause) -> None:
@@ -201,7 +211,7 @@ class CommandRun:
 
     def _kill(self) -> None:
         self._tree.over = True
-        self._tree.signal(signal.SIGKILL)
+        household.signal(self._tree, signal.SIGKILL)
         self._be_patient(KILL_PATIENCE, self._give_up)
 
     # -- end
@@ -221,7 +231,12 @@ class CommandRun:
         """Nothing of a job may outlive it; when it was told to stop, all of its tree has the same grace."""
         if self._phase is not _Phase.CLEARING:
             return
-        if household.remains_of(self._tree):
+        remains = household.remains_of(self._tree)
+        if not remains and not self._tree.over:
+            # Nothing that is known to be its own is left to wait for; now what hides must go too.
+            self._tree.over = True
+            remains = household.remains_of(self._tree)
+        if remains:
             self._loop.call_later(self._pause, self._clear)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
         elif self._reap():

@@ -171,25 +171,25 @@ class Household:
         trees = self._trees
         return any(int(pid) not in trees for pid in self._list())
 
+    def signal(self, tree: Tree, *numbers: int) -> None:
+        """Signal all of a tree: what is below its main process, and what the household adopted from it."""
+        tree.signal(*numbers)
+        for status in self._strangers():
+            if self._owner(status) is tree:
+                _signal_branch(status, *numbers)
+
     def sweep(self) -> list[Status]:
         """Reap dead orphans and kill those whose job is over, with all below them.
 
         Returns those that still live although they must not, or that live in a tree whose main process is gone.
         """
         remaining: list[Status] = []
-        for pid in self._list():
-            if int(pid) in self._trees or _reaped(int(pid)):
-                continue
-            status = status_of(int(pid))
-            if status is None or not self._may_be_orphan(status) or status.identity in self._given_up:
-                continue
+        for status in self._strangers():
             owner = self._owner(status)
-            if owner is None:
-                if self._may_belong_to_running(status):
-                    continue
-                _kill_branch(status)
-            elif owner.over:
-                _kill_branch(status)
+            if owner is None and self._may_belong_to_running(status):
+                continue
+            if owner is None or owner.over:
+                _signal_branch(status, signal.SIGKILL)
             remaining.append(status)
         return remaining
 
@@ -205,6 +205,16 @@ class Household:
     def remains_of(self, tree: Tree) -> list[Status]:
         """Sweep, and say what is still to die or to end before ``tree`` is gone for good."""
         return [status for status in self.sweep() if self._concerns(status, tree)]
+
+    def _strangers(self) -> list[Status]:
+        """The orphans that live and for which we still hope; dead ones are reaped by the way."""
+        pids = [int(pid) for pid in self._list()]
+        statuses = [status_of(pid) for pid in pids if pid not in self._trees and not _reaped(pid)]
+        return [
+            status
+            for status in statuses
+            if status is not None and self._may_be_orphan(status) and status.identity not in self._given_up
+        ]
 
     def _concerns(self, status: Status, tree: Tree) -> bool:
         owner = self._owner(status)
@@ -286,10 +296,10 @@ def _signal_group(group: int, number: int) -> None:
         pass  # nobody left in it, or all of it runs as somebody else
 
 
-def _kill_branch(status: Status) -> None:
-    for below in descendants_of(status.identity.pid):
-        send(below.identity, signal.SIGKILL)
-    send(status.identity, signal.SIGKILL)
+def _signal_branch(status: Status, *numbers: int) -> None:
+    for each in (*descendants_of(status.identity.pid), status):
+        for number in numbers:
+            send(each.identity, number)
 
 
 def _reaped(pid: int) -> bool:
