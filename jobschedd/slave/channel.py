@@ -31,7 +31,7 @@ from jobschedd.slave.recovery import settle_predecessors
 from jobschedd.slave.settings import ExecutionSettings
 from jobschedd.slave.spool import Home
 from jobschedd.slave.window import Window
-from jobschedd.store.channel import ChannelStore, Hint, OrderEntry
+from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry
 from jobschedd.store.survey import ChannelInfo
 
 log = get_logger(__name__)
@@ -119,6 +119,7 @@ class Channel:
         self._ended: list[tuple[Order, Result]] = []
         self._outgoing: list[tuple[str, bytes]] = []  # reports to send; entry "" for news
         self._reporting: list[str] | None = None  # entries of the report call in flight
+        self._said: set[str] | None = None  # answered since we connected, until the own history was read
         self._unsynced_since: float | None = None
         self._announced: set[str] = set()
         self._said_window = -1
@@ -203,6 +204,7 @@ class Channel:
         self._store = store
         self._said_window = window
         self._hold_lease(asked)
+        self._said = set()
         self._watched = (store.orders.fileno(), store.commands.fileno())
         for fd, handler in zip(self._watched, (self._orders_readable, self._commands_readable), strict=True):
             self._loop.watch(fd, handler)
@@ -305,6 +307,8 @@ class Channel:
         if entries:
             failpoint("channel.read.after")
         orders = [order for entry in entries if (order := self._order(entry)) is not None]
+        if len(entries) < ORDERS_PER_READ:
+            self._said = None
         self._executor.accept(orders)
         for hint in hints:
             self._take_hint(hint)
@@ -312,7 +316,7 @@ class Channel:
 
     def _order(self, entry: OrderEntry) -> Order | None:
         """None for what we have already, and for what is no order: that is said on the result stream."""
-        if self._executor.knows(entry.id) or self._is_spooled(entry.id):
+        if self._said is not None and self._is_known(entry.id):
             return None
         fields = entry.fields
         try:
@@ -345,8 +349,13 @@ class Channel:
         result = Result(outcome=Outcome.FAILED, cause=Cause.UNREADABLE, error=reason, started=now, ended=now)
         self._job_ended(Order(job, attempt, entry, _NO_SPEC), result)
 
-    def _is_spooled(self, entry: str) -> bool:
-        return any(entry == known for known, _ in self._outgoing) or entry in (self._reporting or ())
+    def _is_known(self, entry: str) -> bool:
+        """Only our own history, read after a connect, can hold entries that we know.
+
+        It may even hold some whose reports were taken since: the two connections are answered in any order.
+        """
+        waits = any(entry == known for known, _ in self._outgoing) or entry in (self._reporting or ())
+        return waits or entry in (self._said or ()) or self._executor.knows(entry)
 
     def _take_hint(self, hint: Hint) -> None:
         if hint.what == "cancel":
@@ -479,6 +488,8 @@ class Channel:
     def _reported(self, batch: list[tuple[str, bytes]], answers: list[bool]) -> None:
         failpoint("channel.report.acknowledged")
         self._reporting = None
+        if self._said is not None:
+            self._said.update(entry for entry, _ in batch if entry)
         self._spool.acknowledge(entry for entry, _ in batch if entry)
         if not self._spool.unacknowledged():
             self._unsynced_since = None
