@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ class Daemon:
         self._log = log
         self._environment = dict(environment)
         self._notifications: socket.socket | None = None
+        self._heard: list[str] = []
         self.popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,11 +99,13 @@ class Daemon:
 
     def launch(self) -> Daemon:
         """Start it and do not wait."""
+        self._stop_hearing()
         directory = self._log.parent
         address = directory / f"notify-{uuid.uuid4().hex[:8]}"
         self._notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notifications.bind(str(address))
-        self._notifications.setblocking(False)
+        # Read all the time, as a service manager does: the kernel keeps only ten messages.
+        threading.Thread(target=_hear, args=(self._notifications, self._heard), daemon=True).start()
         with open(self._log, "ab") as log:
             self.popen = subprocess.Popen(
                 [program("jobschedd"), "run", "--config", str(self.config)],
@@ -117,11 +121,8 @@ class Daemon:
 
     def notifications(self) -> list[str]:
         """What it told the service manager since the last call, line by line."""
-        lines: list[str] = []
-        assert self._notifications is not None
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                lines += self._notifications.recv(65536).decode().splitlines()
+        count = len(self._heard)
+        lines, self._heard[:count] = self._heard[:count], []
         return lines
 
     def is_ready(self) -> bool:
@@ -197,8 +198,19 @@ class Daemon:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait(10)
+        self._stop_hearing()
+
+    def _stop_hearing(self) -> None:
         if self._notifications is not None:
+            self._notifications.shutdown(socket.SHUT_RD)  # ends the thread that waits for more
             self._notifications.close()
+            self._notifications = None
+
+
+def _hear(notifications: socket.socket, heard: list[str]) -> None:
+    with contextlib.suppress(OSError):  # closed
+        while data := notifications.recv(65536):
+            heard.extend(data.decode().splitlines())
 
 
 def _role(child: psutil.Process) -> str:
