@@ -42,6 +42,7 @@ class Loop:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._timers: list[Timer] = []
+        self._many = 1024  # timers at which the cancelled ones are thrown out
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable, at end of file or broken."""
@@ -72,6 +73,8 @@ class Loop:
         """Call ``callback`` once ``clock.boottime()`` has reached ``when``."""
         timer = Timer(when, callback)
         heapq.heappush(self._timers, timer)
+        if len(self._timers) > self._many:
+            self._drop_cancelled()
         return timer
 
     def call_later(self, seconds: float, callback: Callback) -> Timer:
@@ -99,6 +102,12 @@ class Loop:
             self._epoll.modify(fd, mask)
         else:
             self._epoll.register(fd, mask)
+
+    def _drop_cancelled(self) -> None:
+        # A time limit of a day, cancelled after a millisecond, thousands of times a second, would lie here all day.
+        self._timers = [timer for timer in self._timers if timer.callback is not None]
+        heapq.heapify(self._timers)
+        self._many = max(1024, 2 * len(self._timers))
 
     def _patience(self, longest: float) -> float:
         while self._timers and self._timers[0].callback is None:
