@@ -1,6 +1,6 @@
 """How many functions per second one warm runner executes, fed through one loop as a channel does it.
 
-    python -m benchmarks.runner [--jobs N] [--ahead N] [--function MODULE:NAME]
+python -m benchmarks.runner [--jobs N] [--ahead N] [--function MODULE:NAME]
 """
 
 from __future__ import annotations
