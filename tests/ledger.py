@@ -55,6 +55,7 @@ def run(tag, path, seconds=0.0, fail=False):
 """
 _LINE = re.compile(r"(\S+) (\S+) (\d+) (start|stop) (\d+)")
 SHOWN = 20
+SUCCESS = frozenset({("succeeded", "exit")})
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Account:
     stuck: Sequence[str] = ()
     left: Sequence[str] = ()
     damaged: Sequence[str] = ()  # lines of the ledger that cannot be read
-    expected: frozenset[tuple[str, str]] = frozenset({("succeeded", "exit")})
+    expected: frozenset[tuple[str, str]] = SUCCESS
 
 
 @dataclass

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from jobschedd.failpoints import FAILPOINTS
-from ledger import judge
+from ledger import SUCCESS, judge
 from redis_server import wait_until
 
 # How many passages go by first, so that it happens in mid-load; 1 where there are few.
@@ -21,6 +21,8 @@ NTH = {
     "channel.return.before": 1,
     "supervisor.fork.after": 1,
 }
+# A function whose process is killed has failed, as one that crashes its interpreter: this one, and no other.
+FAILS_ITS_JOB = {"runner.start.registered", "runner.result.before"}
 DAEMON_POINTS = [name for name in FAILPOINTS if not name.startswith("client.")]
 
 
@@ -41,8 +43,11 @@ def test_killed_between_two_effects(cluster, ledger, redis_server, name):
         if name.startswith("dispatcher.requeue"):
             wait_until(lambda: len(ledger.events()[0]) > 40, 15, f"some have ended\n{cluster.logs()}")
             slave.kill("channel 1")
+    failure = frozenset({("failed", "signal")} if name in FAILS_ITS_JOB else ())
     with redis_server.client() as client:
-        judge(cluster, ledger, client, within=30)
+        account = judge(cluster, ledger, client, within=30, expected=SUCCESS | failure)
+    failed = [end.job for end in account.ends if end.outcome == "failed"]
+    assert len(failed) == len(failure), f"these jobs failed: {failed}"
     assert marker.exists(), f"void: {name} was never passed"
 
 
