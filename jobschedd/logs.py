@@ -57,22 +57,22 @@ class Logger:
         """True when lines of this level (a key of LEVELS) are written: ask before expensive preparations."""
         return self._logger.isEnabledFor(LEVELS[level])
 
-    def debug(self, message: str, **fields: object) -> None:
+    def debug(self, message: str, /, **fields: object) -> None:
         self._write(logging.DEBUG, message, fields)
 
-    def info(self, message: str, **fields: object) -> None:
+    def info(self, message: str, /, **fields: object) -> None:
         self._write(logging.INFO, message, fields)
 
-    def notice(self, message: str, **fields: object) -> None:
+    def notice(self, message: str, /, **fields: object) -> None:
         self._write(NOTICE, message, fields)
 
-    def warning(self, message: str, **fields: object) -> None:
+    def warning(self, message: str, /, **fields: object) -> None:
         self._write(logging.WARNING, message, fields)
 
-    def error(self, message: str, **fields: object) -> None:
+    def error(self, message: str, /, **fields: object) -> None:
         self._write(logging.ERROR, message, fields)
 
-    def exception(self, message: str, **fields: object) -> None:
+    def exception(self, message: str, /, **fields: object) -> None:
         """Inside ``except``: an error line with the one-line cause; the traceback follows at level debug only."""
         error = sys.exception()
         self._write(logging.ERROR, message, {**fields, "cause": error})
@@ -298,13 +298,14 @@ class _JsonFormatter(logging.Formatter):
             "time": _timestamp(record),
             "level": _level_name(record.levelno),
             "process": self.process_name,
-            "pid": record.process,
+            "process_pid": record.process,
             "logger": record.name,
             "message": record.getMessage(),
         }
         for key, value in _fields(record).items():
             name = f"{key}_" if key in entry else key
-            entry[name] = value if isinstance(value, bool | int | float) else _plain(value)
+            number = isinstance(value, bool | int | float) and not isinstance(value, enum.Enum)
+            entry[name] = value if number else _plain(value)
         return json.dumps(entry)
 
 

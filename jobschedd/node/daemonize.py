@@ -70,14 +70,14 @@ def daemonized(*, detach: bool, pidfile: Path | None = None) -> Iterator[Readine
     pidfile = pidfile and pidfile.absolute()
     # What comes in before the supervisor can obey it waits, and at the end it must not spoil the exit code.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    handover.remember_directory()
+    handover.leave("daemon", lambda: (True, []))
     if handover.take("daemon"):  # a former build has done all this; exec kept it
         if detach:
             os.chdir("/")
         with _held(pidfile):
             yield Readiness(None)
         return
-    handover.remember_directory()
-    handover.leave("daemon", lambda: (True, []))
     fd = _leave_waiting_parent() if detach else None
     readiness = Readiness(fd)
     try:

@@ -299,7 +299,7 @@ class Supervisor:
             service.became_ready()
         self._unwatch(child)
         end = describe_end(status)
-        if child.told > StopLevel.RUN:
+        if max(child.told, self._level) > StopLevel.RUN:  # Ctrl-C reaches it without us
             log.info("stopped", child=child.name, pid=child.pid, end=end)
         elif service is None or service.child is not child:
             log.error("died, and cannot be started again before a reload", child=child.name, pid=child.pid, end=end)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from node_harness import Node, descendants, wait_until
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node not yet started. Whatever is left of it at the end is a failure (and killed)."""
+    libc = ctypes.CDLL(None)
+    before = {each.pid for each in descendants()}
+    assert libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    node = Node(tmp_path)
+    try:
+        yield node
+    finally:
+        if node.process is not None and node.process.poll() is None:
+            node.process.kill()
+            node.process.wait()
+        left = [each for each in descendants() if each.pid not in before]
+        # The node's children notice its death by themselves; five seconds is what is promised.
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not [each for each in left if each.is_running() and not _is_dead(each)], 5)
+        survivors = [each for each in descendants() if each.pid not in before]
+        described = [_describe(each) for each in survivors]
+        for each in survivors:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        for each in {*left, *survivors}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(each.pid, 0)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        assert not described, f"left behind: {described}\n{node.text()}"
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _describe(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return f"{process.pid} {process.cmdline()}"
+    return f"{process.pid} (gone)"
