@@ -146,7 +146,7 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
     from jobschedd.master.leadership import EpochFile, Leadership
     from jobschedd.master.placement import Placement
     from jobschedd.store.bell import Bell
-    from jobschedd.store.connect import blocking, connect
+    from jobschedd.store.connect import blocking, check_server, connect
     from jobschedd.store.keys import Keys
     from jobschedd.store.moves import Moves
     from jobschedd.store.survey import Survey
@@ -166,6 +166,7 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
         reap_scan=timing.reap_scan,
         block=timing.block,
         keep_ms=round(config.master.keep.failed * 1000),
+        check=partial(check_server, client),
     )
     context.ready()
     dispatcher.run(_stopping(context), context.wait, context.beat)
@@ -205,6 +206,7 @@ def run_collector(config: Config, instance: str, context: ChildContext) -> int:
 def run_channel(config: Config, name: str, context: ChildContext) -> int:
     """Target of the children "channel NAME"."""
     from jobschedd.slave.channel import Channel
+    from jobschedd.slave.process import inherit_nothing
     from jobschedd.slave.processtree import become_subreaper
     from jobschedd.slave.spool import Home
     from jobschedd.store.channel import ChannelStore
@@ -215,6 +217,7 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     os.makedirs(config.slave.workdir, mode=0o700, exist_ok=True)
     os.chdir(config.slave.workdir)
     become_subreaper()
+    inherit_nothing()
     keys = Keys(config.namespace)
 
     def open_store(incarnation: str) -> ChannelStore:

@@ -30,6 +30,7 @@ ENTRIES_PER_REQUEUE = 500
 #: Rounds of dispatching before the bell and the lead are looked at again.
 ROUNDS = 8
 SURVEY_EVERY = 30.0
+CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
 LONGEST_BACK_OFF = 5.0
 
@@ -44,7 +45,9 @@ class Cadence:
 
 
 class Dispatcher:
-    """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success."""
+    """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success.
+    ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,9 @@ class Dispatcher:
         reap_scan: float,
         block: float,
         keep_ms: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check = check
         self._moves = moves
         self._survey = survey
         self._bell = bell
@@ -84,6 +89,7 @@ class Dispatcher:
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
             Cadence(SURVEY_EVERY, self._look_at_everything),
+            Cadence(CHECK_EVERY, self._check),
         ]
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -114,6 +120,7 @@ class Dispatcher:
             return "standing by"
         self._note_answer()
         if not self._surveyed:
+            self._check()
             self._look_at_everything()
         self._listen()
         self._promote_due()
