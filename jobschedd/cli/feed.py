@@ -1,0 +1,181 @@
+"""``submit --file``: a stream of jobs, one JSON object a line, in flat memory.
+
+Lines are submitted as they come: a slow writer need not wait until a batch is full, a fast one gets full batches.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from jobschedd.cli.context import note
+from jobschedd.client.api import CHUNK, CHUNK_BYTES
+from jobschedd.errors import InvalidJob, JobschedError, UsageError
+from jobschedd.job import Submission, Target
+from jobschedd.submission import submission
+
+if TYPE_CHECKING:
+    from jobschedd.client import Client
+
+_READ = 256 * 1024
+_LONGEST_LINE = 16 << 20
+#: Different targets to look up, so that a typing error in a channel is noticed.
+_MOST_TARGETS = 1000
+
+Line = tuple[int, bytes]
+
+
+class BadLine(InvalidJob):
+    """A line that is no job: which, and what is wrong with it."""
+
+    def __init__(self, path: str, number: int, field: str, problem: str) -> None:
+        where = f"{path if path != '-' else 'standard input'}:{number}"
+        super().__init__(f"{where}: {field}" if field else where, problem)
+
+
+def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bool) -> int:
+    """Submit every line of ``path``, print one id a line; an exit code. Raises BadLine, StoreUnavailable, QueueFull"""
+    feed = _Feed(client, path, defaults)
+    ids: list[str] = []
+    try:
+        with ExitStack() as stack:
+            progress = stack.enter_context(_Progress(feed.size))
+            for accepted in feed.accepted():
+                click.echo("\n".join(accepted))
+                sys.stdout.flush()
+                progress.show(feed.submitted, feed.read)
+                if wait:
+                    ids += accepted
+    except (JobschedError, KeyboardInterrupt):
+        note(f"{feed.submitted} jobs were submitted before this")
+        raise
+    if not wait:
+        return 0
+    from jobschedd.cli.endings import wait_for
+    from jobschedd.client import Job
+
+    return wait_for(client, [Job(client, job_id) for job_id in ids], None)
+
+
+class _Feed:
+    def __init__(self, client: Client, path: str, defaults: Mapping[str, Any]) -> None:
+        self.submitted = 0
+        self.read = 0
+        self._client = client
+        self._path = path
+        self._defaults = defaults
+        self._targets: set[Target] = set()
+        try:
+            self._fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            about = os.fstat(self._fd)
+            if stat.S_ISDIR(about.st_mode):
+                raise UsageError(f"--file: {path} is a directory")
+        except OSError as error:
+            raise UsageError(f"--file: cannot read {path}: {error.strerror}") from None
+        self.size = about.st_size if stat.S_ISREG(about.st_mode) else None
+
+    def accepted(self) -> Iterator[list[str]]:
+        """The ids of one batch after the other."""
+        for lines in self._batches():
+            yield from self._submit(lines)
+
+    def _submit(self, lines: list[Line]) -> Iterator[list[str]]:
+        chunk: list[Submission] = []
+        size = 0
+        bad: BadLine | None = None
+        for number, line in lines:
+            try:
+                job = self._job(number, line)
+            except BadLine as error:
+                bad = error
+                break
+            if chunk and (len(chunk) == CHUNK or size + len(job.spec) > CHUNK_BYTES):
+                yield self._send(chunk)
+                chunk, size = [], 0
+            chunk.append(job)
+            size += len(job.spec)
+        if chunk:
+            yield self._send(chunk)
+        if bad is not None:
+            raise bad
+
+    def _send(self, chunk: list[Submission]) -> list[str]:
+        ids = self._client.session.submit(chunk)
+        self.submitted += len(ids)
+        for job in chunk:
+            if job.target not in self._targets and len(self._targets) < _MOST_TARGETS:
+                self._targets.add(job.target)
+                self._warn_unserved(job.target)
+        return ids
+
+    def _warn_unserved(self, target: Target) -> None:
+        if not self._client.inspect.served(target):
+            from jobschedd.cli.submit import could_run
+
+            note(f"warning: some jobs wait: no channel has ever been seen that {could_run(target)}")
+
+    def _job(self, number: int, line: bytes) -> Submission:
+        try:
+            item = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadLine(self._path, number, "", f"no JSON: {error}") from None
+        if not isinstance(item, dict):
+            raise BadLine(self._path, number, "", 'must be a JSON object, such as {"command": ["true"]}')
+        try:
+            return submission({**self._defaults, **item})
+        except InvalidJob as error:
+            raise BadLine(self._path, number, error.field, error.problem) from None
+
+    def _batches(self) -> Iterator[list[Line]]:
+        """Whatever whole lines there are, at most one read's worth; blank lines are left out."""
+        rest, number = b"", 0
+        while data := os.read(self._fd, _READ):
+            self.read += len(data)
+            *lines, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
+            if len(rest) > _LONGEST_LINE:
+                raise BadLine(self._path, number + len(lines) + 1, "", f"is longer than {_LONGEST_LINE} bytes")
+            yield [(number + at, line) for at, line in enumerate(lines, 1) if line.strip()]
+            number += len(lines)
+        if rest.strip():
+            yield [(number + 1, rest)]
+
+
+class _Progress:
+    """A progress bar on standard error, where people look at it and it does not run into the ids."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (
+                BarColumn(),
+                TextColumn("{task.fields[jobs]:,} jobs, {task.fields[rate]:,.0f}/s"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, jobs=0, rate=0.0)
+        return self
+
+    def show(self, jobs: int, read: int) -> None:
+        """So many jobs and bytes are through."""
+        if self._bar is not None:
+            elapsed = self._bar.tasks[0].elapsed or 1e-9
+            self._bar.update(self._task, completed=read, jobs=jobs, rate=jobs / elapsed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

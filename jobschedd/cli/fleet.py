@@ -1,0 +1,102 @@
+"""``nodes``, ``channels``, ``drain`` and ``resume``."""
+
+from __future__ import annotations
+
+import click
+
+from jobschedd.cli.context import connect, connection_options, json_option, note, print_json_lines
+from jobschedd.cli.options import user
+from jobschedd.cli.render import moment, print_table
+from jobschedd.errors import UsageError
+from jobschedd.submission import NAME
+
+
+@click.command("nodes", short_help="List the nodes.")
+@json_option
+@connection_options
+def nodes_command(as_json: bool) -> None:
+    """List the nodes: what they are, how busy, since when."""
+    nodes = connect().nodes()
+    if as_json:
+        print_json_lines(node.json() for node in nodes)
+        return
+    headers = ("NODE", "STATE", "CHANNELS", "SLOTS", "BUSY", "JOBS", "LABELS", "VERSION", "SINCE")
+    rows = (
+        (
+            node.node,
+            node.state,
+            f"{node.channels_up}/{len(node.channels)}",
+            str(node.slots),
+            str(node.busy),
+            str(node.entries),
+            ",".join(node.labels),
+            ",".join(node.versions),
+            moment(node.started),
+        )
+        for node in nodes
+    )
+    print_table(headers, rows)
+
+
+@click.command("channels", short_help="List the dispatch channels.")
+@json_option
+@connection_options
+def channels_command(as_json: bool) -> None:
+    """List the dispatch channels: one process each.
+
+    \b
+    States: up; draining, drained (see 'jobsched drain'); lost (silent, its jobs are being taken back);
+    down (it left, or was given up).
+    """
+    channels = connect().channels()
+    if as_json:
+        print_json_lines(channel.json() for channel in channels)
+        return
+    headers = ("CHANNEL", "STATE", "SLOTS", "BUSY", "JOBS", "LABELS", "PID", "TRANSPORT", "SINCE", "REASON")
+    rows = (
+        (
+            channel.name,
+            channel.state,
+            str(channel.slots),
+            str(channel.busy),
+            str(channel.entries),
+            ",".join(channel.labels),
+            str(channel.pid or ""),
+            channel.transport,
+            moment(channel.started),
+            channel.drain_reason or "",
+        )
+        for channel in channels
+    )
+    print_table(headers, rows)
+
+
+@click.command("drain", short_help="Send nothing new to a node or channel.")
+@click.argument("name", metavar="NAME")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for those who find it drained.")
+@connection_options
+def drain_command(name: str, reason: str) -> None:
+    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL. What runs there goes on."""
+    _check(name)
+    client = connect()
+    client.drain(name, reason, user())
+    if not any(name in (view.node, view.channel, view.name) for view in client.channels()):
+        note(f"warning: no node or channel named {name} has been seen; the drain holds once there is one")
+
+
+@click.command("resume", short_help="Take a drain back.")
+@click.argument("name", metavar="NAME")
+@connection_options
+def resume_command(name: str) -> None:
+    """Take back a drain of a node, a channel or NODE/CHANNEL."""
+    _check(name)
+    client = connect()
+    if not client.resume(name):
+        drained = ", ".join(sorted(client.inspect.drains())) or "nothing"
+        raise UsageError(f"{name} is not drained (drained: {drained})")
+
+
+def _check(name: str) -> None:
+    parts = name.split("/")
+    if len(parts) > 2 or not all(NAME.fullmatch(part) for part in parts):
+        raise UsageError(f"{name!r} is no name of a node or channel: write NODE, CHANNEL or NODE/CHANNEL")

@@ -1,0 +1,158 @@
+"""``list`` and ``show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from jobschedd.cli.context import connect, connection_options, json_option, note, print_json, print_json_lines
+from jobschedd.cli.render import (
+    coloured,
+    full_moment,
+    moment,
+    on_terminal,
+    print_table,
+    safe,
+    safe_lines,
+    size,
+)
+from jobschedd.durations import format_duration
+
+if TYPE_CHECKING:
+    from jobschedd.store.inspect import Inspect
+    from jobschedd.store.views import JobView
+
+Place = tuple[str, str]
+_BATCH = 100
+
+
+@click.command("list", short_help="List jobs, newest first.")
+@click.option("--state", "words", metavar="WORD", multiple=True, help="Only this state or outcome; repeatable, or a,b.")
+@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="At most so many; 0 for all.")
+@click.option("--name", metavar="PATTERN", default="", help="Only names that match, such as 'backup-*'.")
+@json_option
+@connection_options
+def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -> None:
+    """List jobs, newest first.
+
+    \b
+    States:   pending, scheduled, dispatched, running, done.
+    Outcomes: succeeded, failed, timed_out, cancelled, lost, expired, skipped.
+    """
+    from jobschedd.client.api import statuses_of
+
+    client = connect()
+    states, outcomes = statuses_of(word for text in words for word in text.split(","))
+    views = client.inspect.jobs(states, outcomes, limit, name)
+    placed = _placed(client.inspect, views)
+    if as_json:
+        print_json_lines(view.json(place) for view, place in placed)
+    else:
+        headers = ("ID", "STATUS", "CAUSE", "EXIT", "WHERE", "TRY", "SUBMITTED", "TOOK", "NAME", "WHAT")
+        print_table(headers, (_row(view, place) for view, place in placed))
+
+
+def _placed(inspect: Inspect, views: Iterable[JobView]) -> Iterator[tuple[JobView, Place | None]]:
+    source = iter(views)
+    while batch := list(islice(source, _BATCH)):
+        places = inspect.places(batch)
+        for view in batch:
+            yield view, places.get(view.header.incarnation)
+
+
+def _row(view: JobView, place: Place | None) -> tuple[str, ...]:
+    result = view.result
+    node, channel = place or (result.node, result.channel)
+    # A status says the cause where it has only one.
+    cause = result.cause if result.cause not in ("", view.status) else ""
+    return (
+        view.id,
+        view.status,
+        cause,
+        _exit(view),
+        f"{node}/{channel}" if node else "",
+        str(view.header.attempt),
+        moment(view.header.submitted / 1000),
+        format_duration(result.duration) if view.ended and result.started else "",
+        view.spec.name,
+        view.spec.what if len(view.spec.what) <= 200 else view.spec.what[:199] + "…",
+    )
+
+
+def _exit(view: JobView) -> str:
+    if view.result.signal:
+        return f"sig {view.result.signal}"
+    return "" if view.result.exit_code is None else str(view.result.exit_code)
+
+
+@click.command("show", short_help="Show everything about one job.")
+@click.argument("job_id", metavar="ID")
+@json_option
+@connection_options
+def show_command(job_id: str, as_json: bool) -> None:
+    """Show everything about one job."""
+    client = connect()
+    job = client.job(job_id)
+    place = client.inspect.places([job.view]).get(job.view.header.incarnation)
+    if as_json:
+        print_json(job.view.json(place, output=True))
+        return
+    for name, value in _details(job.view, place):
+        click.echo(f"{name + ':':<13}{value}")
+    _print_error(job.view)
+
+
+def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
+    header, spec, result = view.header, view.spec, view.result
+    node, channel = place or (result.node, result.channel)
+    yield "job", view.id + (f"  {safe(spec.name)}" if spec.name else "")
+    yield "what", safe(spec.what)
+    cause = f" ({result.cause})" if result.cause and result.cause != view.status else ""
+    yield "status", coloured(view.status) + safe(cause)
+    if result.exit_code is not None:
+        yield "exit code", str(result.exit_code)
+    if result.signal is not None:
+        yield "signal", str(result.signal)
+    if view.ended and result.value:
+        yield "value", safe(result.value.decode(errors="backslashreplace"))
+    if node:
+        yield "where", safe(f"{node}/{channel}" + (f", pid {result.pid}" if result.pid else ""))
+    asked = [spec.node and f"node {spec.node}", spec.channel and f"channel {spec.channel}"]
+    asked += [f"label {label}" for label in spec.labels]
+    if any(asked):
+        yield "only on", safe(", ".join(filter(None, asked)))
+    budgets = f", {header.tries} of {spec.retries} retries used" if spec.retries else ""
+    crashes = f", {header.crashes} crashes of its channel" if header.crashes else ""
+    yield "attempt", f"{header.attempt}{budgets}{crashes}"
+    if header.priority:
+        yield "priority", str(header.priority)
+    yield "submitted", full_moment(header.submitted / 1000) + (f" by {safe(spec.submitter)}" if spec.submitter else "")
+    if view.status == "scheduled":
+        yield "due", full_moment(header.since / 1000)
+    if header.expires:
+        yield "expires", full_moment(header.expires / 1000)
+    if result.started:
+        yield "started", full_moment(result.started)
+    if view.ended:
+        yield "ended", full_moment(view.ended_at)
+    if result.started:
+        used = f", {format_duration(result.cpu)} of CPU, {size(result.peak_rss)} at most"
+        yield "took", format_duration(result.duration) + used
+    for name, captured in (("stdout", result.stdout), ("stderr", result.stderr)):
+        if captured.size:
+            kept = ", not all of it kept" if captured.truncated else ""
+            yield name, f"{size(captured.size)}{kept}; see: jobsched logs {view.id}"
+
+
+def _print_error(view: JobView) -> None:
+    if view.result.error:
+        click.echo("error:")
+        for line in safe_lines(view.result.error).rstrip().splitlines():
+            click.echo(f"    {line}")
+    if view.result.escalated:
+        note("it ignored TERM and was killed")
+    if view.result.output_open and on_terminal():
+        note("something it had started still held its output when it ended")

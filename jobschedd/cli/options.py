@@ -1,0 +1,96 @@
+"""The options that describe a job, shared by submit, call and run; from them the item that gets checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from jobschedd.errors import InvalidJob, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--channel", metavar="[NODE/]CHANNEL", help="Run on this dispatch channel only."),
+    click.option("--node", metavar="NODE", help="Run on this node only."),
+    click.option("--label", "labels", metavar="LABEL", multiple=True, help="Run on a channel with this label."),
+    click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
+    click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
+    click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option("--retries", type=int, metavar="N", help="Try again so many times after a failure. [default: 0]"),
+    click.option("--retry-delay", metavar="DURATION", help="Pause before the first retry; it doubles. [default: 1s]"),
+    click.option("--retry-on", metavar="CAUSE", multiple=True, help="Retry after this cause only; repeatable."),
+    click.option("--timeout", metavar="DURATION", help="End it after so long."),
+    click.option("--expires", metavar="DURATION", help="Give it up if it has not started within this time."),
+    click.option("--lost-after", metavar="DURATION", help="Extra patience with a silent node. [default: 0]"),
+    click.option(
+        "--overlap",
+        type=click.Choice(["allow", "forbid"]),
+        help="May two attempts run at once when a node is cut off? [default: allow]",
+    ),
+    click.option("--no-retry-on-loss", is_flag=True, help="Start it once at most: what is lost stays lost."),
+    click.option("--max-crashes", type=int, metavar="N", help="Give up when its channel died so often. [default: 2]"),
+    click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
+    click.option("--env", metavar="K=V", multiple=True, help="Set a variable (K alone: as it is here); repeatable."),
+    click.option("--cwd", metavar="DIR", help="Working directory on the node. [default: the node's workdir]"),
+    click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),
+)
+
+_stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")
+
+
+def job_options(command: Command) -> Command:
+    """Adds the options of every job."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def command_options(command: Command) -> Command:
+    """Adds the options of a job that is a command, and the command itself."""
+    shell = click.option("--shell", metavar="LINE", help="A line for the node's shell, instead of a COMMAND.")
+    argument = click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+    return job_options(_stdin_option(shell(argument(command))))
+
+
+def item_from(options: dict[str, Any]) -> dict[str, Any]:
+    """What the options say, in the keys of a JSONL line. Raises UsageError, InvalidJob."""
+    item = {name: value for name, value in options.items() if value not in (None, (), False)}
+    if item.pop("no_retry_on_loss", False):
+        item["retry_on_loss"] = False
+    if "env" in item:
+        item["env"] = dict(_variable(text) for text in item["env"])
+    if "stdin" in item:
+        item["stdin"] = _contents(item["stdin"])
+    item.setdefault("submitter", user())
+    return item
+
+
+def user() -> str:
+    """Who submits, for people who look at the job."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if separator:
+        return name, value
+    if name not in os.environ:
+        raise InvalidJob("env", f"{name!r} is not set here: write {name}=VALUE")
+    return name, os.environ[name]
+
+
+def _contents(path: str) -> bytes:
+    try:
+        with click.open_file(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except OSError as error:
+        raise UsageError(f"--stdin: cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,123 @@
+"""``submit`` and ``call``: hand jobs in, print their ids and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobschedd.cli.context import connect, connection_options, note
+from jobschedd.cli.options import command_options, item_from, job_options
+from jobschedd.errors import InvalidJob, UsageError
+
+if TYPE_CHECKING:
+    from jobschedd.client import Client, Job
+    from jobschedd.job import Target
+
+
+@click.command(
+    "submit", short_help="Submit a command; print its id.", context_settings={"allow_interspersed_args": False}
+)
+@command_options
+@click.option("--file", "file", metavar="FILE", help="Submit one job a line of this JSONL file ('-': standard input).")
+@click.option("--wait", "wait", is_flag=True, help="Wait for the end, and exit as the job did.")
+@connection_options
+def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **options: Any) -> None:
+    """Submit a command; print the job's id.
+
+    \b
+    jobsched submit -- rsync -a /data backup:/data
+    jobsched submit --channel web-07/gpu --retries 3 --timeout 2h -- ./train.sh
+    generate | jobsched submit --file -
+
+    With --file, the other options are defaults for its lines. A line's keys are the option names with underscores
+    ("--in" is "delay") plus "command" or "shell" or "function", "args", "kwargs". At a bad line it stops: what came
+    before it is submitted, nothing after it, and the exit code is 2.
+    """
+    if file is not None:
+        if command or options["shell"]:
+            raise UsageError("--file takes its commands from the file: give no COMMAND beside it")
+        from jobschedd.cli.feed import submit_file
+
+        sys.exit(submit_file(connect(), file, item_from(options), wait))
+    if not command and not options["shell"]:
+        raise click.UsageError("Missing the command: jobsched submit [OPTIONS] -- COMMAND...")
+    client = connect()
+    job = submitted(client, item_from(options | {"command": command}))
+    click.echo(job.id)
+    if wait:
+        sys.exit(_wait(client, job))
+
+
+@click.command(
+    "call", short_help="Submit a call of a Python function.", context_settings={"allow_interspersed_args": False}
+)
+@job_options
+@click.option("--kwargs", metavar="JSON", help="Keyword arguments, as a JSON object.")
+@click.option("--wait", "wait", is_flag=True, help="Wait for the end, print the value returned, exit as the job did.")
+@click.argument("function", metavar="MODULE:FUNCTION")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[JSON-ARG]...")
+@connection_options
+def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, wait: bool, **options: Any) -> None:
+    """Submit a call of a Python function; print the job's id.
+
+    \b
+    jobsched call myapp.tasks:resize '"photo.jpg"' 800
+    jobsched call --wait --kwargs '{"deep": true}' myapp.tasks:scan
+    """
+    item = item_from(options) | {"function": function}
+    item["args"] = [_json(f"argument {number}", text) for number, text in enumerate(arguments, 1)]
+    if kwargs is not None:
+        item["kwargs"] = _json("--kwargs", kwargs)
+    client = connect()
+    job = submitted(client, item)
+    click.echo(job.id)
+    if wait:
+        code = _wait(client, job)
+        if job.succeeded:
+            import msgspec
+
+            click.echo(msgspec.json.encode(job.result))
+        sys.exit(code)
+
+
+def submitted(client: Client, item: dict[str, Any]) -> Job:
+    """Submit one job; say what its submitter should know. Raises InvalidJob, QueueFull."""
+    from jobschedd.submission import submission
+
+    checked = submission(item)
+    (job_id,) = client.session.submit([checked])
+    if checked.at_ms:
+        from jobschedd.cli.render import full_moment
+
+        note(f"job {job_id} is due at {full_moment(checked.at_ms / 1000)}")
+    if not client.inspect.served(checked.target):
+        note(f"warning: job {job_id} waits: no channel has ever been seen that {could_run(checked.target)}")
+    from jobschedd.client import Job
+
+    return Job(client, job_id)
+
+
+def could_run(target: Target) -> str:
+    """What a channel must be to run jobs for ``target``."""
+    wishes = []
+    if target.channel or target.node:
+        wishes.append(f"is {target.node or '*'}/{target.channel or '*'}")
+    wishes += [f"has the label {label}" for label in target.labels]
+    return " and ".join(wishes) or "could run it"
+
+
+def _json(where: str, text: str) -> Any:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        raise InvalidJob(where, f"{text!r} is no JSON; text needs its quotes: '\"{text}\"'") from None
+
+
+def _wait(client: Client, job: Job) -> int:
+    from jobschedd.cli.endings import wait_for
+
+    return wait_for(client, [job], None)
