@@ -47,9 +47,9 @@ def test_same_pid_new_children_and_the_old_ones_drain(node: Node) -> None:
 def test_a_program_is_no_part_of_the_build_and_stays(node: Node) -> None:
     server = {"name": "server", "program": ["sleep", "1010"], "fingerprint": "1"}
     node.run([server, child("channel 1", stage=1)], build="1")
-    pid = node.ready_pid("server")
+    pid, channel = node.ready_pid("server"), node.ready_pid("channel 1")
     install(node, "2")
-    node.ready_pid("channel 1", other_than=node.ready_pid("channel 1"))
+    node.ready_pid("channel 1", other_than=channel)
     assert alive(pid) and not node.log("stopped", child="server")
     os.kill(pid, signal.SIGKILL)
     assert node.ready_pid("server", other_than=pid)
