@@ -22,7 +22,7 @@ from jobschedd.job import Captured, Cause, Order, Outcome, Result
 from jobschedd.slave.allow import allows_function
 from jobschedd.slave.exchange import Answer, Task, encode
 from jobschedd.slave.loop import Loop, Timer
-from jobschedd.slave.oom import OomWatch, counter_file
+from jobschedd.slave.oom import oom_watch
 from jobschedd.slave.output import OutputListener
 from jobschedd.slave.runnerprocess import Phase, RunnerProcess
 from jobschedd.slave.settings import ExecutionSettings
@@ -87,6 +87,7 @@ class FunctionRunner:
         self._failures = 0
         self._listeners: dict[str, OutputListener] = {}
         self._closed = False
+        oom_watch()  # so that it knows the count from before the first failure
 
     # -- what the channel asks
 
@@ -473,7 +474,7 @@ class FunctionRunner:
         if os.WIFEXITED(process.status):
             return Outcome.FAILED, Cause.EXIT, "the function ended its process instead of returning"
         number = os.WTERMSIG(process.status)
-        if number == signal.SIGKILL and not process.killed and _oom_watch().moved():
+        if number == signal.SIGKILL and not process.killed and oom_watch().moved():
             return Outcome.FAILED, Cause.OOM, "the kernel killed it for want of memory"
         return Outcome.FAILED, Cause.SIGNAL, f"killed by {_signal_name(number)}"
 
@@ -486,7 +487,7 @@ class FunctionRunner:
         self._refused.append((order, self._unstarted(Outcome.FAILED, cause, message)))
 
     def _report_refused(self) -> None:
-        for _ in range(len(self._refused)):
+        for _ in range(0 if self._closed else len(self._refused)):
             self._report(*self._refused.popleft())
 
     def _unstarted(self, outcome: Outcome, cause: Cause, error: str) -> Result:
@@ -552,8 +553,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"  # the real-time ones have no names
-
-
-@functools.cache
-def _oom_watch() -> OomWatch:
-    return OomWatch(counter_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -27,6 +28,15 @@ class OomWatch:
         except OSError:
             return 0
         return int(found[1]) if found else 0
+
+
+@functools.cache
+def oom_watch() -> OomWatch:
+    """The one watch of this process: a kill that one kind of job was told of shall not be told to another again.
+
+    Call it early: it knows only of what came after the first call.
+    """
+    return OomWatch(counter_file())
 
 
 def counter_file() -> str:

@@ -57,6 +57,7 @@ _MACHINERY: Final = frozenset(
     }
 )
 
+_LITERALS: Final = {None: b"null", True: b"true", False: b"false"}
 _arguments: Final = msgspec.json.Decoder(list[Any])
 _keywords: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -180,8 +181,8 @@ class Runner:
         return found  # type: ignore[no-any-return]
 
     def _encoded(self, value: object) -> bytes:
-        if value is None:
-            return b"null"
+        if value is None or value is True or value is False:  # as frequent as cheap
+            return _LITERALS[value]
         text = as_json(value)
         size, limit = len(text), self._setup.max_payload
         if size > limit:

@@ -29,15 +29,19 @@ class Surroundings:
         os.environ["JOBSCHED_CHANNEL"] = setup.channel
         os.environ["JOBSCHED_NODE"] = setup.node
         self._clean = dict(_variables())
+        self._attempt = b""
 
     def enter(self, task: Task) -> None:
         """Raises OSError when the working directory cannot be entered, ValueError for an impossible environment."""
-        self._set("JOBSCHED_JOB_ID", task.job)
-        self._set("JOBSCHED_ATTEMPT", str(task.attempt))
+        self._set(b"JOBSCHED_JOB_ID", task.job.encode())
+        attempt = b"%d" % task.attempt
+        if attempt != self._attempt:
+            self._set(b"JOBSCHED_ATTEMPT", attempt)
+            self._attempt = attempt
         os.chdir(os.path.join(self._workdir, task.cwd) if task.cwd else self._workdir)
         if "_" in task.job:
             os.environ["JOBSCHED_ARRAY_INDEX"] = task.job.partition("_")[2]
-        for name, value in task.env.items():
+        for name, value in task.env.items() if task.env else ():
             if not (name.startswith(OWN_PREFIX) and name in os.environ):
                 os.environ[name] = value
 
@@ -48,9 +52,8 @@ class Surroundings:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def _set(self, name: str, value: str) -> None:
-        os.environ[name] = value
-        self._clean[os.fsencode(name)] = os.fsencode(value)
+    def _set(self, name: bytes, value: bytes) -> None:
+        os.environb[name] = self._clean[name] = value
 
 
 def _variables() -> Mapping[bytes, bytes]:

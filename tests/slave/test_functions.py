@@ -21,6 +21,7 @@ from jobschedd.slave import functions, runnerprocess
 from jobschedd.slave.exchange import DATAGRAM
 from jobschedd.slave.functions import FunctionRunner
 from jobschedd.slave.loop import Loop
+from jobschedd.slave.oom import OomWatch
 from jobschedd.slave.processtree import Household, become_subreaper, status_of
 from jobschedd.slave.register import Register, read_starts
 from jobschedd.slave.settings import ExecutionSettings
@@ -325,6 +326,17 @@ class TestEnds:
         result = slot.run("kill_itself", number)
         assert ended(result) == (Outcome.FAILED, Cause.SIGNAL)
         assert result.signal == number and not result.escalated
+
+    def test_killed_for_want_of_memory(self, slot, monkeypatch, tmp_path):
+        counter = tmp_path / "memory.events"
+        counter.write_text("oom 3\noom_kill 4\n")
+        watch = OomWatch(str(counter))
+        monkeypatch.setattr(functions, "oom_watch", lambda: watch)
+        assert slot.run("kill_itself", signal.SIGKILL).cause == Cause.SIGNAL
+        counter.write_text("oom 3\noom_kill 5\n")
+        result = slot.run("kill_itself", signal.SIGKILL)
+        assert ended(result) == (Outcome.FAILED, Cause.OOM) and result.signal == signal.SIGKILL
+        assert slot.run("kill_itself", signal.SIGKILL).cause == Cause.SIGNAL
 
     def test_only_the_running_job_is_charged(self, slot):
         jobs = [slot.submit("nothing") for _ in range(20)]
