@@ -93,11 +93,17 @@ def check(config: str | None, strict: bool) -> None:
 
 @daemon.command("install-service")
 @click.option("--print", "print_only", is_flag=True, help="Show the files and where they go; change nothing.")
-def install_service(print_only: bool) -> None:
+@click.option("--root", metavar="DIR", default="/", help="Only write the files, into a system staged under DIR.")
+@click.option(
+    "--profile",
+    type=click.Choice(["standard", "privileged", "strict"]),
+    help="privileged: jobs run as root; strict: hardly any rights, for masters. [default: as it is, else standard]",
+)
+def install_service(print_only: bool, root: str, profile: str | None) -> None:
     """Install unit files, service user, folders and a default configuration."""
     from jobschedd.cli.service import install_service as install
 
-    sys.exit(install(print_only=print_only))
+    sys.exit(install(print_only, root=root, profile=profile))
 
 
 def _summary(config: Config) -> Iterator[str]:

@@ -109,8 +109,11 @@ def default_state_dir(source: str, environ: Mapping[str, str]) -> str:
     given = environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd joins several with colons
     if given:
         return given
-    # A user who reads the system's file must find the system's socket.
-    if os.geteuid() == 0 or os.path.abspath(source).startswith(SYSTEM_FOLDER + "/"):
+    # A user who reads the system's file must find the system's socket: where systemd/jobschedd@.service puts it.
+    folder, name = os.path.split(os.path.abspath(source))
+    if folder == SYSTEM_FOLDER:
+        return SYSTEM_STATE if name == FILE_NAME else f"{SYSTEM_STATE}-{name.removesuffix('.yaml')}"
+    if os.geteuid() == 0:
         return SYSTEM_STATE
     home = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(home, "jobschedd")

@@ -75,6 +75,12 @@ class TestStateDir:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         assert default_state_dir("/etc/jobschedd/jobsched.yaml", {}) == SYSTEM_STATE
 
+    def test_an_instance_of_the_service_has_its_own(self):
+        unit = (Path(__file__).parents[2] / "systemd/jobschedd@.service").read_text()
+        assert "StateDirectory=jobschedd-%i\n" in unit
+        assert "--config /etc/jobschedd/%i.yaml\n" in unit
+        assert default_state_dir("/etc/jobschedd/gpu.yaml", {}) == "/var/lib/jobschedd-gpu"
+
     def test_root(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         assert default_state_dir("x.yaml", {}) == SYSTEM_STATE
