@@ -30,6 +30,7 @@ from jobschedd.job import (
 from jobschedd.logs import get_logger
 from jobschedd.master.history import History, Row, packed_result, row
 from jobschedd.master.retries import Again, End, decide
+from jobschedd.outage import Outage
 from jobschedd.store.moves import Moves, Verb, Verdict
 from jobschedd.store.results import ResultEntry, ResultStream
 from jobschedd.store.survey import Survey
@@ -37,7 +38,7 @@ from jobschedd.store.survey import Survey
 log = get_logger(__name__)
 
 STANDBY_POLL = 0.25
-LONGEST_BACK_OFF = 5.0
+LONGEST_BACK_OFF = 2.0
 #: Rows kept in memory while the history cannot be written; beyond, they are read again from the result stream.
 MOST_UNWRITTEN = 20_000
 HISTORY_RETRY = 5.0
@@ -88,23 +89,21 @@ class Collector:
         self._unwritten: list[tuple[str, Row | None]] = []
         self._read_again = False
         self._history_due = 0.0
-        self._back_off = 0.1
+        self._outage = Outage(log, clock, LONGEST_BACK_OFF)
 
     def run(self, stopping: Callable[[], bool], wait: Callable[[float], object], beat: Callable[[str], None]) -> None:
         """Until ``stopping``. Redis away or the lead lost: step back, wait a little, go on."""
         while not stopping():
             try:
                 beat(self.step(wait))
-                self._back_off = 0.1
+                self._outage.over()
             except NotTheLeader:
                 log.warning("lost the lead: standing by")
                 self._fence = ""
             except (StoreUnavailable, StoreRefused) as error:
-                log.warning("waiting for Redis", error=error, retry_in=f"{self._back_off:.1f}s")
                 self._fence = ""
                 beat(f"waiting for Redis: {error}")
-                wait(self._back_off * random.uniform(0.5, 1.0))
-                self._back_off = min(LONGEST_BACK_OFF, self._back_off * 2)
+                wait(self._outage.failed(error))
         self._history.close()
 
     def step(self, wait: Callable[[float], object]) -> str:

@@ -7,7 +7,6 @@ any doubt it is read anew. The jobs themselves never pass through this process: 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from jobschedd.job import Target
 from jobschedd.logs import get_logger
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement
+from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, LeaseState, Moves, Requeued
 from jobschedd.store.survey import ChannelInfo, Survey
@@ -32,7 +32,7 @@ ROUNDS = 8
 SURVEY_EVERY = 30.0
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
-LONGEST_BACK_OFF = 5.0
+LONGEST_BACK_OFF = 2.0
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Dispatcher:
         self._due_at = 0.0  # boot time at which something scheduled is due
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
-        self._back_off = 0.1
+        self._outage = Outage(log, clock, LONGEST_BACK_OFF)
         self._cadences = [
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
@@ -99,17 +99,15 @@ class Dispatcher:
         while not stopping():
             try:
                 beat(self.step(wait))
-                self._back_off = 0.1
+                self._outage.over()
             except NotTheLeader:
                 log.warning("lost the lead: standing by")
                 self._forget()
                 self._leadership.step_down()
             except (StoreUnavailable, StoreRefused) as error:
-                log.warning("waiting for Redis", error=error, retry_in=f"{self._back_off:.1f}s")
                 self._forget()
                 beat(f"waiting for Redis: {error}")
-                wait(self._back_off * random.uniform(0.5, 1.0))
-                self._back_off = min(LONGEST_BACK_OFF, self._back_off * 2)
+                wait(self._outage.failed(error))
         self._leadership.release()
 
     def step(self, wait: Callable[[float], object]) -> str:

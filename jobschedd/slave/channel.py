@@ -8,7 +8,6 @@ lease, which is counted from before the renewal was sent.
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import socket
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from jobschedd.errors import JobschedError, ProtocolError, StoreRefused, StoreUn
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Cause, Flag, Order, Outcome, Report, ReportKind, Result, decode_spec, encode
 from jobschedd.logs import get_logger
+from jobschedd.outage import Outage
 from jobschedd.slave.executor import Executor
 from jobschedd.slave.joblog import JobLog
 from jobschedd.slave.live import LiveOutput
@@ -113,7 +113,7 @@ class Channel:
         self._store: ChannelStore | None = None
         self._watched: tuple[int, ...] = ()  # its descriptors, which it may have closed by itself
         self._connect_due = 0.0
-        self._back_off = 0.05
+        self._outage = Outage(log, clock, LONGEST_BACK_OFF)
         self._lease_until = 0.0  # boot time past which nothing may start
         self._renew_due = 0.0
         self._ended: list[tuple[Order, Result]] = []
@@ -184,7 +184,7 @@ class Channel:
             return
         try:
             self._connect()
-            self._back_off = 0.05
+            self._outage.over()
         except (StoreUnavailable, StoreRefused) as error:
             self._disconnect(error)
 
@@ -213,11 +213,7 @@ class Channel:
         log.info("channel connected", channel=self.settings.full_name, incarnation=self.incarnation)
 
     def _disconnect(self, error: JobschedError) -> None:
-        now = self._clock.boottime()
-        delay = self._back_off * random.uniform(0.5, 1.0)
-        log.warning("no Redis: running jobs go on", error=error, retry_in=f"{delay:.2f}s")
-        self._connect_due = now + delay
-        self._back_off = min(LONGEST_BACK_OFF, self._back_off * 2)
+        self._connect_due = self._clock.boottime() + self._outage.failed(error)
         self._drop_store()
         # What has not started is read again from the stream: by then it may be somebody else's.
         self._executor.give_back()
