@@ -351,7 +351,8 @@ class Channel:
         It may even hold some whose reports were taken since: the two connections are answered in any order.
         """
         waits = any(entry == known for known, _ in self._outgoing) or entry in (self._reporting or ())
-        return waits or entry in (self._said or ()) or self._executor.knows(entry)
+        ended = any(entry == order.entry for order, _ in self._ended)
+        return waits or ended or entry in (self._said or ()) or self._executor.knows(entry)
 
     def _take_hint(self, hint: Hint) -> None:
         if hint.what == "cancel":
