@@ -9,6 +9,7 @@ from typing import Final
 
 from jobschedd.job import Cause
 
+MESSAGE_LIMIT: Final = 2000
 RESOURCE: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
 NO_SUCH_PATH: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 #: Where the kernel's own words would not help.
@@ -23,6 +24,8 @@ class StartFailed(Exception):
     """The job could not be started: no process exists."""
 
     def __init__(self, cause: Cause, message: str) -> None:
+        # Names of jobs are in it: whatever they are, it must fit into a result, and be text.
+        message = message[:MESSAGE_LIMIT].encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.cause = cause
         self.message = message

@@ -137,7 +137,12 @@ class CommandRun:
         return path
 
     def _spawn(self, path: str, argv: tuple[str, ...], environment: dict[str, str], ends: _Ends) -> None:
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends.jobs)]
+        stdin, out, err = ends.jobs
+        actions = (
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_DUP2, out, 1),
+            (os.POSIX_SPAWN_DUP2, err, 2),
+        )
         clock = self._loop.clock
         self.started, self.started_boot = clock.now(), clock.boottime()
         before = ticks_now()
@@ -164,8 +169,10 @@ class CommandRun:
             raise
         _oom_watch()  # so that it knows the count from before the first failure
         limit, loop = self._settings.output_limit, self._loop
-        self._streams = tuple(
-            Stream(number, fd, limit, loop, self._output_ended) for number, fd in enumerate(ends.hand_over(), 1)
+        out, err = ends.hand_over()
+        self._streams = (
+            Stream(1, out, limit, loop, self._output_ended),
+            Stream(2, err, limit, loop, self._output_ended),
         )
         self._tree.outputs = self._streams
         self._phase = _Phase.RUNNING
@@ -234,7 +241,7 @@ class CommandRun:
         remains = household.remains_of(self._tree)
         if not remains and not self._tree.over:
             # Nothing that is known to be its own is left to wait for; now what hides must go too.
-            self._tree.over = True
+            self._kill()
             remains = household.remains_of(self._tree)
         if remains:
             self._loop.call_later(self._pause, self._clear)
@@ -288,14 +295,18 @@ class CommandRun:
             self._be_patient(DRAIN_PATIENCE, self._finish)
 
     def _output_ended(self) -> None:
-        if self._phase is _Phase.DRAINING and not any(stream.fd >= 0 for stream in self._streams):
+        if self._phase is _Phase.DRAINING and not self._output_is_open():
             self._finish()
+
+    def _output_is_open(self) -> bool:
+        out, err = self._streams
+        return out.fd >= 0 or err.fd >= 0
 
     def _finish(self) -> None:
         self._phase = _Phase.DONE
         if self._patience is not None:
             self._patience.cancel()
-        output_open = any(stream.fd >= 0 for stream in self._streams)
+        output_open = self._output_is_open()
         for stream in self._streams:
             stream.close()
         self._on_end(self, self._result(output_open))
@@ -346,7 +357,7 @@ class CommandRun:
         memory = "the kernel killed a process of this node's jobs for want of memory" if _oom_watch().moved() else ""
         number = os.WTERMSIG(self._status or 0)
         if not number:
-            return Outcome.FAILED, Cause.EXIT, memory
+            return Outcome.FAILED, Cause.EXIT, memory or _hint(os.WEXITSTATUS(self._status or 0))
         if memory and number == signal.SIGKILL:
             return Outcome.FAILED, Cause.OOM, memory
         return Outcome.FAILED, Cause.SIGNAL, f"killed by {_signal_name(number)}"
@@ -406,6 +417,13 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"  # the real-time ones have no names
+
+
+def _hint(code: int) -> str:
+    number = code - 128
+    if number not in signal.valid_signals():
+        return ""
+    return f"exit code {code} is also what a shell makes of a command that {_signal_name(number)} killed"
 
 
 _own_peak = 0

@@ -65,6 +65,7 @@ class TestEnds:
     def test_a_shell_that_passes_on_a_signal_is_an_exit(self, station):
         result = station.shell("sh -c 'kill -KILL $$'; exit $?")
         assert (result.cause, result.exit_code, result.signal) == (Cause.EXIT, 137, None)
+        assert "SIGKILL" in result.error
 
     def test_times_and_usage(self, station):
         before = time.time()
@@ -192,7 +193,7 @@ class TestRefusals:
         assert time.monotonic() - begin < 1
         return caught.value.cause, caught.value.message
 
-    @pytest.mark.parametrize("name", ["no-such-command", "/no/such/command", "./none", "/etc/passwd/x", "", "x" * 5000])
+    @pytest.mark.parametrize("name", ["no-such-command", "/no/such/command", "./none", "/etc/passwd/x", "", "x" * 300])
     def test_not_found(self, station, name):
         cause, message = self.refused(station, name)
         assert cause is Cause.NOT_FOUND
@@ -269,7 +270,9 @@ class TestRefusals:
         ids=lambda spec: repr(spec)[:40],
     )
     def test_arguments_that_no_process_can_have(self, station, spec):
-        assert self.refused(station, **spec)[0] is Cause.ARGV
+        cause, message = self.refused(station, **spec)
+        assert cause is Cause.ARGV
+        assert len(message.encode()) < 10_000
 
     def test_denied(self, station):
         station.set(allow_commands=("/opt/*",), allow_shell=False)
@@ -280,20 +283,23 @@ class TestRefusals:
     def test_no_more_descriptors(self, station, free):
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(map(int, os.listdir("/proc/self/fd")))
-        os.closerange(highest + 1, highest + 2)
-        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+        taken = [os.open("/dev/null", os.O_RDONLY)]
+        while taken[-1] <= highest:  # no gap below shall be free
+            taken.append(os.open("/dev/null", os.O_RDONLY))
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + free, limits[1]))
         try:
-            cause = None
+            failure = None
             try:
                 station.end_of(station.start(command=("true",), stdin=b"x"))
             except StartFailed as failed:
-                cause = failed.cause
+                failure = failed
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             for fd in taken:
                 os.close(fd)
-        assert cause is (Cause.RESOURCE if free < 5 else None)
+        assert (failure and (failure.cause, failure.__cause__.errno)) == (
+            (Cause.RESOURCE, errno.EMFILE) if free < 5 else None
+        )
 
     def test_a_start_that_cannot_be_noted_does_not_live(self, station):
         def note(pid: int, start: int) -> None:
@@ -455,6 +461,34 @@ class TestNothingOutlivesIt:
         text = f"f() {{ sleep {mark} & setsid sh -c 'sleep {mark} & sleep {mark}' & sleep 0.01; }}; while :; do f; done"
         result = station.shell(text, timeout=0.5)
         assert result.outcome is Outcome.TIMED_OUT
+
+    def test_more_than_one_page_of_them(self, station, mark):
+        result = station.shell(f"i=0; while [ $i -lt 800 ]; do setsid sleep {mark} & i=$((i+1)); done; echo done")
+        assert whole(result.stdout) == b"done\n"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to have a process that one may not signal")
+    @pytest.mark.parametrize("whom", ["the main process", "what it left behind"])
+    def test_not_ours_to_kill(self, station, mark, monkeypatch, whom):
+        """A set-user-id program: the job ends all the same, says so, and is not in the way of the next."""
+        monkeypatch.setattr(process, "KILL_PATIENCE", 0.3)
+        monkeypatch.setattr("jobschedd.slave.processtree.ROUND", 0.1)
+        station.run("true")
+        background = "&" if whom == "what it left behind" else ""
+        run = station.start(shell=f"setsid -w sleep {mark} >/dev/null 2>&1 {background or ';'} sleep 0.3")
+        wait_until(lambda: living(mark), 5, "it runs")
+        os.setresuid(65534, 65534, 0)
+        try:
+            if not background:
+                run.stop(Outcome.CANCELLED, Cause.CANCELLED)
+            result = station.end_of(run, within=4)
+        finally:
+            os.setresuid(0, 0, 0)
+        assert "SIGKILL" in result.error
+        assert result.outcome is (Outcome.SUCCEEDED if background else Outcome.CANCELLED)
+        assert station.run("true", within=1).outcome is Outcome.SUCCEEDED
+        for pid in living(mark):
+            os.kill(pid, signal.SIGKILL)
+        station.until(lambda: children_of(os.getpid()) == [], within=5)
 
     def test_a_shell_with_job_control(self, station, mark):
         assert station.run("bash", "-mc", f"sleep {mark} & sleep {mark} & echo done").outcome is Outcome.SUCCEEDED
