@@ -84,7 +84,8 @@ class FunctionRunner:
         self._grace: Timer | None = None
         self._deadline: Timer | None = None
         self._backoff: Timer | None = None
-        self._failures = 0
+        self._failures = 0  # to start a runner, in a row
+        self._stillborn = 0  # runners in a row that ended between taking an order and starting it
         self._listeners: dict[str, OutputListener] = {}
         self._closed = False
         oom_watch()  # so that it knows the count from before the first failure
@@ -276,7 +277,7 @@ class FunctionRunner:
             raise ProtocolError("a runner answered for an order that it does not have")
         order = self._sent.popleft().order
         out, err = self._printed(process, order) if answer.printed else (_SILENT, _SILENT)
-        self._failures = 0
+        self._failures = self._stillborn = 0
         if self._sent:
             self._watch_time(answer.ended)
         result = self._result(process, answer, out, err)
@@ -404,6 +405,7 @@ class FunctionRunner:
         log.warning("slot %d: %s", self._slot, message)
         if self._queue:
             self._refuse(self._queue.popleft(), Cause.RESOURCE, message)
+        self._stillborn = 0
         pause = min(FIRST_BACKOFF * 2**self._failures, LONGEST_BACKOFF)
         self._failures += 1
         self._backoff = self._loop.call_later(pause, self._try_again)
@@ -429,11 +431,12 @@ class FunctionRunner:
         self._sent.clear()
         if taken is not None and not charged:
             self._queue.appendleft(taken.order)  # it was taken and not started
+            self._stillborn += 1
         result = self._death(process, taken.order) if taken is not None and charged else None
         self._process = self._stop = self._grace = None
         self._escalated = False
-        if not process.ready and not process.killed:
-            self._could_not_start(f"the runner process ended before it took an order: {_death_notice(process)}")
+        if (not process.ready and not process.killed) or self._stillborn > 1:
+            self._could_not_start(f"the runner process ended before it started a function: {_death_notice(process)}")
         elif result is None and not process.retired and not process.killed:
             log.warning("slot %d: the idle runner process %d ended: %s", self._slot, process.pid, _ending(process))
         if taken is not None and result is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -502,6 +503,10 @@ class TestLeftovers:
         silent = [slot.submit("nothing") for _ in range(50)]
         slot.drain()
         assert {slot.results[job].value for job in jobs} == {b'"parent"'}
+        errors = [whole(slot.results[job].stderr) for job in jobs]
+        assert not any("runner.py" in error for error in errors)
+        if function == "fork_and_raise":
+            assert all(error.count("ValueError: in the fork") == 1 for error in errors)
         assert {slot.results[job].outcome for job in silent} == {Outcome.SUCCEEDED}
 
 
@@ -566,6 +571,21 @@ class TestOutput:
         (tmp_path / "gate").touch()
         slot.end_of(after)
         assert late[1:] == [(1, 6, b"after\n")] and len(heard) == 1
+
+    def test_live_output_that_is_seen_before_the_answer_before_it(self, slot, tmp_path):
+        slot.run("nothing")
+        heard: list[tuple[int, int, bytes]] = []
+        silent = slot.submit("nothing")
+        job = slot.submit("say_and_wait", "text", str(tmp_path / "gate"))
+        slot.runner.listen(silent, lambda *_: pytest.fail("it is silent"))
+        slot.runner.listen(job, lambda *chunk: heard.append(chunk))
+        assert slot.runner._process is not None
+        stdout = slot.runner._process.output.pipes[0].fd
+        assert select.select([stdout], [], [], 10)[0]
+        slot.loop._readers[stdout]()  # epoll gives no order of events that we could rely on
+        assert heard == [(1, 0, b"text\n")]
+        (tmp_path / "gate").touch()
+        slot.drain()
 
     def test_live_chunks_are_the_captured_bytes(self, slot):
         heard: dict[str, bytearray] = {}
@@ -649,6 +669,13 @@ class TestStops:
         result = slot.results[third]
         assert ended(result) == (Outcome.TIMED_OUT, Cause.TIMEOUT)
         assert 0.3 <= result.duration < 3
+
+    def test_a_timer_set_for_one_job_spares_the_next(self, slot):
+        slot.run("nothing")
+        slot.submit("time:sleep", 0.05, timeout=0.2)
+        after = slot.submit("time:sleep", 0.4, timeout=5)
+        result = slot.end_of(after)
+        assert result.outcome is Outcome.SUCCEEDED and result.duration >= 0.4
 
     def test_a_stopped_process_times_out_too(self, slot):
         result = slot.run("stop_itself", timeout=0.3)
@@ -789,6 +816,15 @@ class TestProcess:
     def test_an_order_without_an_entry(self, slot):
         slot.runner.submit(Order("7", 1, "", Spec(function="tasks:nothing")))
         assert slot.end_of("7").outcome is Outcome.SUCCEEDED
+
+    def test_a_runner_that_dies_before_the_start(self, slot):
+        """Taken, not started: tried once more, then given up; never a runner after another for ever."""
+        slot.runner.submit(Order("7", 1, "no entry id", Spec(function="tasks:nothing")))
+        after = slot.submit("nothing")
+        result = slot.end_of("7")
+        assert ended(result) == (Outcome.FAILED, Cause.RESOURCE)
+        assert "before it started" in result.error and "no entry id" in result.error
+        assert slot.end_of(after).outcome is Outcome.SUCCEEDED
 
     def test_no_interpreter(self, slot, monkeypatch, caplog):
         monkeypatch.setattr(sys, "executable", "/absent/python")
