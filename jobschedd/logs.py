@@ -91,11 +91,12 @@ def get_logger(name: str) -> Logger:
 
 
 def configure(
-    level: str = "info", format: str = "auto", process_name: str = "", file: str | Path | None = None
+    level: str = "info", format: str = "auto", process_name: str | None = None, file: str | Path | None = None
 ) -> None:
     """Send the log to stderr, or appended to ``file`` (see ``reopen``). May be called again.
 
-    ``level``: a key of LEVELS; ``format``: one of FORMATS; ``process_name`` opens each message.
+    ``level``: a key of LEVELS; ``format``: one of FORMATS; ``process_name`` opens each message,
+    None keeps the present one.
     Raises UsageError for an unknown level or format, or a file that cannot be opened.
     """
     if level not in LEVELS:
@@ -103,9 +104,12 @@ def configure(
     if format not in FORMATS:
         raise UsageError(f"log format {format!r} is none of {', '.join(FORMATS)}")
     handler = DroppingHandler(Path(file) if file is not None else None)
-    handler.setFormatter(_formatter(_detected(handler.fd) if format == "auto" else format, process_name))
+    present = next((_process_name(each) for each in _handlers()), "")
+    name = present if process_name is None else process_name
+    handler.setFormatter(_formatter(_detected(handler.fd) if format == "auto" else format, name))
     root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each, DroppingHandler)]:
+    for old in _handlers():
+        handler.dropped += old.dropped
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
@@ -118,6 +122,11 @@ def set_process_name(name: str) -> None:
     for handler in _handlers():
         if isinstance(handler.formatter, _LineFormatter | _JsonFormatter):
             handler.formatter.process_name = name
+
+
+def _process_name(handler: logging.Handler) -> str:
+    formatter = handler.formatter
+    return formatter.process_name if isinstance(formatter, _LineFormatter | _JsonFormatter) else ""
 
 
 def reopen() -> None:

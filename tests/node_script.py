@@ -127,6 +127,7 @@ class Loader:
 
     def specs(self) -> list[ChildSpec]:
         settings = self.read()
+        time.sleep(settings.get("load_takes", 0))
         if settings.get("bug"):
             raise ZeroDivisionError("a defect in load")
         if settings.get("only_new_build_refuses") and self._build == settings["build"]:

@@ -187,13 +187,13 @@ class Supervisor:
     # Waiting and hearing
 
     def _wait(self) -> None:
-        before = self._clock.boottime()
-        sleep = min([_LONGEST_SLEEP, *(max(0.0, at - before) for at in self._deadlines())])
+        last_round, now = self._round_began, self._clock.boottime()
+        sleep = min([_LONGEST_SLEEP, *(max(0.0, at - now) for at in self._deadlines())])
         self._selector.select(sleep)
         self._round_began = self._clock.boottime()
-        if self._round_began - before > sleep + self._timing.liveness_timeout / 2:
-            # The machine was suspended, or we were stopped: the children may have been, too.
-            log.notice("overslept; the children get a fresh liveness timeout")
+        if self._round_began - last_round > sleep + self._timing.liveness_timeout / 2:
+            # The machine was suspended, or we were stopped or slow: the children may have been, too.
+            log.debug("a late round; the children get a fresh liveness timeout", late=self._round_began - last_round)
             for child in self._children.values():
                 child.last_beat = self._round_began
 
@@ -327,8 +327,9 @@ class Supervisor:
             if child.kill_at is not None and now >= child.kill_at:
                 log.warning("killed: it did not stop in time", child=child.name, pid=child.pid)
                 child.kill()
-            elif child.beats and now - child.last_beat >= self._timing.liveness_timeout:
-                silent = now - child.last_beat
+            elif child.beats and self._round_began - child.last_beat >= self._timing.liveness_timeout:
+                # Measured at the time when we last listened: a slow step of ours is no silence of theirs.
+                silent = self._round_began - child.last_beat
                 log.error("killed: it hangs", child=child.name, pid=child.pid, silent=silent)
                 child.kill()
 

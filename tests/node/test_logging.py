@@ -147,10 +147,10 @@ def test_what_cannot_be_configured_is_a_usage_error(arguments: dict[str, str]) -
 
 
 def test_configuring_again_replaces(file: Path) -> None:
-    logs.configure("info", "journal", file=file)
+    logs.configure("info", "journal", "supervisor", file)
     logs.configure("info", "journal", file=file)
     log.info("once")
-    assert file.read_text() == "<6>once\n"
+    assert file.read_text() == "<6>supervisor: once\n"
 
 
 # What may happen to the other end

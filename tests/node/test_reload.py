@@ -82,6 +82,19 @@ def test_a_bad_first_file_is_the_callers_error(node: Node) -> None:
     assert "nothing here" in node.text()
 
 
+def test_a_slow_load_is_no_silence_of_the_children(node: Node) -> None:
+    node.run([child("channel 1"), child("channel 2", "working")])
+    pids = [node.ready_pid("channel 1"), node.ready_pid("channel 2")]
+    node.configure(load_takes=1.5)  # longer than the liveness timeout
+    reload(node)
+    node.send(signal.SIGUSR2)
+    node.wait_log("state")
+    assert not node.log("killed: it hangs")
+    assert [node.ready_pid("channel 1"), node.ready_pid("channel 2")] == pids
+    node.configure(load_takes=0)
+    assert node.stop() == 0
+
+
 def test_a_storm_is_coalesced_and_the_last_file_counts(node: Node) -> None:
     node.run([child("channel 1")], reload_pause=0.3)
     pid = node.ready_pid("channel 1")

@@ -23,7 +23,7 @@ def test_same_pid_new_children_and_the_old_ones_drain(node: Node) -> None:
     old = {name: node.ready_pid(name) for name in ("channel 1", "channel 2")}
     install(node, "2")
     assert [each["process_pid"] for each in node.log("up")] == [node.pid, node.pid]
-    assert node.log("took over from the former build")[0]["children"] == 2
+    assert node.wait_log("took over from the former build")[0]["children"] == 2
     new = {name: node.ready_pid(name, other_than=pid) for name, pid in old.items()}
     assert alive(old["channel 1"]), "it drains for half a second beside its successor"
     stopped = {each["pid"] for each in node.wait_log("stopped", count=2, child=...)}
