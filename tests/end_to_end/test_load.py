@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ledger import judge, read_ends
+from ledger import SUCCESS, Account, judge, read_ends
 from redis_server import wait_until
 
 JOBS = 1000
@@ -37,12 +37,19 @@ def test_a_thousand_jobs_while_a_channel_is_killed_every_second(cluster, ledger,
         kills += 1
         slave.successor(channel, of=victim, within=2)
     with redis_server.client() as client:
-        account = judge(cluster, ledger, client, within=30)
-    interrupted = {event.job for event in account.events if event.attempt > 1}
-    print(f"{kills} kills, {len(interrupted)} jobs were started again")
-    assert kills >= 3 and interrupted, "void: no kill hit a running job"
+        account = judge(cluster, ledger, client, within=30, expected=SUCCESS | {("failed", "poison")})
+    again = sum(event.kind == "start" for event in account.events) - JOBS
+    print(f"{kills} kills, {again} starts again")
+    assert kills >= 3 and again, "void: no kill hit a running job"
     assert len(account.ends) == JOBS
-    assert len(interrupted) <= 3 * kills, "a kill must cost only what ran at that moment"
+    # On a machine so slow that a lease ends before the new process is up, what had just ended may run again too.
+    late = sum("channel is lost" in line for line in cluster.logs().splitlines())
+    stories = _stories(account)
+    assert again <= kills + late, f"a kill costs what ran in its one slot, no more\n{_repeated(stories)}"
+    # Whoever was hit by two of our kills is rightly taken for the culprit; this needs an unlucky moment.
+    for end in account.ends:
+        if end.cause == "poison":
+            assert _starts(stories[end.job]) >= 2, f"wrongly poison: job {end.job}: {stories[end.job]}"
 
 
 @pytest.mark.slow
@@ -73,3 +80,19 @@ def _grows(ledger, seconds: float) -> bool:
     until = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() >= until, seconds + 1, "time passes", every=0.05)
     return len(ledger.events()[0]) > before
+
+
+def _stories(account: Account) -> dict[str, list[str]]:
+    """Job -> what happened to it, such as "1 start", "2 start", "2 stop"."""
+    stories: dict[str, list[str]] = {}
+    for event in account.events:
+        stories.setdefault(event.job, []).append(f"{event.attempt} {event.kind}")
+    return stories
+
+
+def _starts(story: list[str]) -> int:
+    return sum("start" in happened for happened in story)
+
+
+def _repeated(stories: dict[str, list[str]]) -> str:
+    return "\n".join(f"job {job}: {', '.join(story)}" for job, story in stories.items() if _starts(story) > 1)
