@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -32,6 +33,7 @@ from jobschedd.slave.settings import ExecutionSettings
 from jobschedd.slave.spool import Home
 from jobschedd.slave.window import Window
 from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry
+from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
 
 log = get_logger(__name__)
@@ -205,9 +207,9 @@ class Channel:
         self._said_window = window
         self._hold_lease(asked)
         self._said = set()
-        self._watched = (store.orders.fileno(), store.commands.fileno())
-        for fd, handler in zip(self._watched, (self._orders_readable, self._commands_readable), strict=True):
-            self._loop.watch(fd, handler)
+        self._watched = tuple(pipe.fileno() for pipe in store.pipes)
+        for pipe in store.pipes:
+            self._loop.watch(pipe.fileno(), partial(self._guarded, pipe.read))
         self._outgoing = self._spool.unacknowledged() + [news for news in self._outgoing if not news[0]]
         store.read_orders(self._received)
         log.info("channel connected", channel=self.settings.full_name, incarnation=self.incarnation)
@@ -245,12 +247,6 @@ class Channel:
             )
         )
 
-    def _orders_readable(self) -> None:
-        self._guarded(lambda: self._open.orders.read())
-
-    def _commands_readable(self) -> None:
-        self._guarded(lambda: self._open.commands.read())
-
     @property
     def _open(self) -> ChannelStore:
         if self._store is None:
@@ -258,21 +254,15 @@ class Channel:
         return self._store
 
     def _notice_silence(self) -> None:
-        for pipe, handler in zip(self._open.pipes, (self._orders_writable, self._commands_writable), strict=True):
+        for pipe in self._open.pipes:
             if pipe.overdue():
                 raise StoreUnavailable("Redis does not answer in time")
             if pipe.unsent:
-                self._loop.watch_writable(pipe.fileno(), handler)
+                self._loop.watch_writable(pipe.fileno(), partial(self._guarded, partial(self._write, pipe)))
 
-    def _orders_writable(self) -> None:
-        self._guarded(lambda: self._write(self._open.orders.fileno(), self._open.orders.write))
-
-    def _commands_writable(self) -> None:
-        self._guarded(lambda: self._write(self._open.commands.fileno(), self._open.commands.write))
-
-    def _write(self, fd: int, write: Callable[[], None]) -> None:
-        self._loop.unwatch_writable(fd)
-        write()
+    def _write(self, pipe: Pipe) -> None:
+        self._loop.unwatch_writable(pipe.fileno())
+        pipe.write()
 
     # -- lease ------------------------------------------------------------------------------------------------
 
@@ -314,6 +304,8 @@ class Channel:
         """None for what we have already, and for what is no order: that is said on the result stream."""
         if self._said is not None and self._is_known(entry.id):
             return None
+        if entry.order is not None:
+            return entry.order
         fields = entry.fields
         try:
             job, attempt = fields[b"job"].decode("ascii"), int(fields[b"attempt"])
@@ -358,7 +350,7 @@ class Channel:
         if hint.what == "cancel":
             self._executor.cancel(hint.job)
         else:
-            self._live.follow(hint.job, 0)
+            self._live.follow(hint.job, hint.attempt)
 
     # -- jobs -------------------------------------------------------------------------------------------------
 
@@ -518,6 +510,7 @@ class Channel:
         if level > self._level:
             if self._level == RUN:
                 self._return(self._executor.give_back())
+                self._guarded(self._take_no_more)
                 self._drain_until = now + self.settings.drain_timeout
                 log.info("draining", channel=self.settings.full_name, running=self._executor.slots_in_use())
             if level == NOW:
@@ -528,6 +521,9 @@ class Channel:
             log.warning("drain timeout: interrupting what still runs", running=self._executor.slots_in_use())
             self._drain_until = now + self.settings.execution.term_grace + 60.0
             self._executor.stop_all(Cause.DRAIN)
+
+    def _take_no_more(self) -> None:
+        self._return(self._open.stop_orders())
 
     def _finished(self) -> bool:
         if self._level == RUN or not self._executor.idle or self._ended:

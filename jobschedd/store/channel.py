@@ -14,6 +14,7 @@ import redis
 
 from jobschedd.clock import Clock
 from jobschedd.errors import StoreRefused, StoreUnavailable
+from jobschedd.job import Order
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.pipe import Pipe, is_error
@@ -33,6 +34,7 @@ class OrderEntry:
 
     id: str
     fields: dict[bytes, bytes]
+    order: Order | None = None  # made by this node itself: the fields say nothing then
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Hint:
 
     what: str
     job: str
+    attempt: int
 
 
 OnEntries = Callable[[list[OrderEntry], list[Hint]], None]
@@ -67,12 +70,12 @@ class ChannelStore:
             raise
 
     @property
-    def pipes(self) -> tuple[Pipe, Pipe]:
-        """Both connections, for the event loop."""
+    def pipes(self) -> tuple[Pipe, ...]:
+        """Every connection, for the event loop."""
         return self.orders, self.commands
 
     def close(self) -> None:
-        """Drop both connections."""
+        """Drop every connection."""
         for pipe in self.pipes:
             pipe.close()
 
@@ -165,6 +168,13 @@ class ChannelStore:
                 hints = [hint for _, flat in entries for hint in _hints(_fields(flat))]
         return orders, hints
 
+    def stop_orders(self) -> list[Order]:
+        """A stop begins: nothing more shall come. What was received and not handed out, to be given back.
+
+        Here nothing: what is left in the stream goes back to pending when the lease is given up.
+        """
+        return []
+
     # -- everything else --------------------------------------------------------------------------------------
 
     def renew(self, lease_ms: int, on_answer: Callable[[bool], None]) -> None:
@@ -219,6 +229,9 @@ def _fields(flat: Any) -> dict[bytes, bytes]:
 
 
 def _hints(fields: dict[bytes, bytes]) -> list[Hint]:
+    attempt = fields.get(b"attempt", b"")
     return [
-        Hint(what.decode(), fields[what].decode(errors="replace")) for what in (b"cancel", b"follow") if what in fields
+        Hint(what.decode(), fields[what].decode(errors="replace"), int(attempt) if attempt.isdigit() else 0)
+        for what in (b"cancel", b"follow")
+        if what in fields
     ]
