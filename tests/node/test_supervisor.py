@@ -320,7 +320,7 @@ def test_a_child_inherits_nothing_of_the_supervisor(node: Node) -> None:
 def test_it_lives_with_blocked_signals_closed_descriptors_and_an_empty_environment(node: Node) -> None:
     node.configure([child("channel 1"), child("channel 2", "environment")])
     block = (
-        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); "
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); "
         "os.umask(0); [os.close(fd) for fd in (0, 1, 2)]; os.execve(sys.argv[1], sys.argv[1:], {'TZ': ':odd'})"
     )
     node.start(prefix=[sys.executable, "-c", block])
