@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from jobschedd.errors import ConfigError, UsageError
+
 if TYPE_CHECKING:
     from jobschedd.client import Client
 
@@ -34,7 +36,7 @@ def connection_options(command: Command) -> Command:
         metavar="NS",
         callback=_remember,
         expose_value=False,
-        help="The namespace to work in. [default: the configuration file's, else main]",
+        help="The namespace to work in. [default: $JOBSCHED_NAMESPACE, else the configuration file's, else main]",
     )
     return redis(namespace(command))
 
@@ -43,11 +45,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def connect() -> Client:
-    """The client that the options ask for. Raises ConfigError."""
+    """The client that the options ask for. Raises ConfigError, UsageError."""
     from jobschedd.client import Client
 
     meta = click.get_current_context().meta
-    return Client(meta.get(_URL), meta.get(_NAMESPACE))
+    try:
+        return Client(meta.get(_URL), meta.get(_NAMESPACE))
+    except ConfigError as error:
+        if error.problems[0].file.startswith("--"):
+            raise UsageError(str(error)) from None
+        raise
 
 
 def print_json(value: Any) -> None:

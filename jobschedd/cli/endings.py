@@ -10,7 +10,7 @@ import click
 
 from jobschedd.cli.context import connect, connection_options, json_option, note, print_json
 from jobschedd.durations import parse_duration
-from jobschedd.errors import NoSuchJob, StoreRefused, StoreUnavailable, UsageError, WaitTimeout
+from jobschedd.errors import NoSuchJob, UsageError
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
@@ -29,24 +29,26 @@ def wait_command(ids: tuple[str, ...], timeout: str | None, as_json: bool) -> No
     A job's own exit code; 128+N for a signal; 124 timed out; 126 and 127 not executable, not found; 125 for anything
     of ours (cancelled, lost, expired, Redis away). The reason is on standard error.
     """
+    from jobschedd.cli.exits import ours
+
+    seconds = _seconds(timeout)
     client = connect()
-    jobs = [client.job(job_id) for job_id in dict.fromkeys(ids)]
-    code = wait_for(client, jobs, _seconds(timeout))
-    if as_json:
-        documents = [job.view.json() for job in jobs]
-        print_json(documents)
+    with ours():
+        jobs = [client.job(job_id) for job_id in dict.fromkeys(ids)]
+        code = wait_for(client, jobs, seconds)
+        if as_json:
+            print_json([job.view.json() for job in jobs])
     sys.exit(code)
 
 
 def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> int:
-    """Wait for jobs; say on standard error why one did not succeed. The first exit code that is not 0."""
-    from jobschedd.cli.exits import OURS, exit_code, reason
+    """Wait for jobs; say on standard error why one did not succeed. The first exit code that is not 0.
 
-    try:
-        client.wait(jobs, timeout)
-    except (WaitTimeout, StoreUnavailable, StoreRefused) as error:
-        note(str(error))
-        sys.exit(OURS)
+    Raises WaitTimeout, StoreUnavailable, StoreRefused.
+    """
+    from jobschedd.cli.exits import exit_code, reason
+
+    client.wait(jobs, timeout)
     codes = []
     for job in jobs:
         try:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobschedd.cli.context import note
+from jobschedd.errors import ConfigError, JobschedError, UsageError
 from jobschedd.job import Cause, Outcome
 from jobschedd.store.views import JobView
 
 TIMED_OUT, OURS, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+
+#: Causes that say no more than the outcome does.
+SAME_WORD = {
+    Outcome.TIMED_OUT: (Cause.TIMEOUT,),
+    Outcome.CANCELLED: (Cause.CANCELLED,),
+    Outcome.EXPIRED: (Cause.EXPIRED,),
+    Outcome.SUCCEEDED: (Cause.EXIT,),
+}
 
 _BY_CAUSE = {
     Cause.NOT_FOUND: NOT_FOUND,
@@ -17,6 +31,18 @@ _BY_CAUSE = {
     Cause.RESULT_TYPE: 1,
     Cause.RESULT_TOO_LARGE: 1,
 }
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Around a command that ends as a job did: whatever stops *us* is told apart from that by code 125."""
+    try:
+        yield
+    except (UsageError, ConfigError):
+        raise
+    except JobschedError as error:
+        note(str(error))
+        sys.exit(OURS)
 
 
 def exit_code(view: JobView | None) -> int:
@@ -47,7 +73,7 @@ def reason(view: JobView | None, job_id: str) -> str:
     if result.cause == Cause.EXIT and view.outcome == Outcome.FAILED:
         return ""
     what = f"job {job_id} {view.outcome.word}"
-    if result.cause and result.cause != view.outcome.word:
+    if result.cause and result.cause not in SAME_WORD.get(view.outcome, ()):
         what += f" ({result.cause}{_detail(view)})"
     last = result.error.strip().splitlines()[-1:]
     return what + (f": {last[0]}" if last else "")

@@ -59,9 +59,11 @@ def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bo
     if not wait:
         return 0
     from jobschedd.cli.endings import wait_for
+    from jobschedd.cli.exits import ours
     from jobschedd.client import Job
 
-    return wait_for(client, [Job(client, job_id) for job_id in ids], None)
+    with ours():
+        return wait_for(client, [Job(client, job_id) for job_id in ids], None)
 
 
 class _Feed:

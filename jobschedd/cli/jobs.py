@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobschedd.cli.context import connect, connection_options, json_option, note, print_json, print_json_lines
+from jobschedd.cli.exits import SAME_WORD
 from jobschedd.cli.render import (
     coloured,
     full_moment,
@@ -66,8 +67,7 @@ def _placed(inspect: Inspect, views: Iterable[JobView]) -> Iterator[tuple[JobVie
 def _row(view: JobView, place: Place | None) -> tuple[str, ...]:
     result = view.result
     node, channel = place or (result.node, result.channel)
-    # A status says the cause where it has only one.
-    cause = result.cause if result.cause not in ("", view.status) else ""
+    cause = "" if result.cause in SAME_WORD.get(view.outcome, ()) else result.cause
     return (
         view.id,
         view.status,
@@ -110,7 +110,8 @@ def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
     node, channel = place or (result.node, result.channel)
     yield "job", view.id + (f"  {safe(spec.name)}" if spec.name else "")
     yield "what", safe(spec.what)
-    cause = f" ({result.cause})" if result.cause and result.cause != view.status else ""
+    says_more = result.cause and result.cause not in SAME_WORD.get(view.outcome, ())
+    cause = f" ({result.cause})" if says_more else ""
     yield "status", coloured(view.status) + safe(cause)
     if result.exit_code is not None:
         yield "exit code", str(result.exit_code)

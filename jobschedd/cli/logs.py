@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import sys
 import time
 
 import click
@@ -12,8 +11,8 @@ import click
 from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.render import safe_lines
 
-#: Seconds of silence after which a look at a running job is over, and how long it may take at all.
-_QUIET, _LONGEST_LOOK = 0.5, 3.0
+#: Seconds that a look at a job that has not ended may take, and how long it waits for its channel to send anything.
+_LONGEST_LOOK, _LONGEST_SILENCE = 3.0, 1.5
 
 
 class Writer:
@@ -51,17 +50,20 @@ def logs_command(job_id: str, follow: bool, raw: bool) -> None:
     Of long output the first and the last part are kept. On a terminal, control sequences are shown, not obeyed.
     """
     client = connect()
+    state = client.job(job_id).state
+    if not follow and state in ("pending", "scheduled", "waiting"):
+        note(f"job {job_id} is {state}: it has written nothing yet")
+        return
     follower = client.follower(job_id)
     writer = Writer(raw)
-    attempt, begin, last = 0, time.monotonic(), time.monotonic()
+    attempt, begin = 0, time.monotonic()
     for piece in follower.pieces():
         if piece is not None:
             if attempt and piece.attempt > attempt:
                 note(f"--- attempt {piece.attempt} ---")
-            attempt, last = piece.attempt, time.monotonic()
+            attempt = piece.attempt
             writer.write(piece.stream, piece.data, piece.missing)
-        quiet = time.monotonic() - last > _QUIET or time.monotonic() - begin > _LONGEST_LOOK
-        if quiet and not follow:
+        looked = time.monotonic() - begin
+        if not follow and (looked > _LONGEST_LOOK or (piece is None and (attempt or looked > _LONGEST_SILENCE))):
             note(f"job {job_id} is {client.job(job_id).state}; 'jobsched logs -f {job_id}' goes on")
             break
-    sys.stdout.flush()

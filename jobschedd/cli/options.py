@@ -38,6 +38,12 @@ _OPTIONS = (
     click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),
 )
 
+_SPOKEN = {"delay": "--in", "labels": "--label", "retry_on_loss": "--no-retry-on-loss"}
+_NAMES = frozenset(
+    "channel node priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key env cwd "
+    "name stdin shell kwargs".split()
+)
+
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")
 
 
@@ -66,6 +72,14 @@ def item_from(options: dict[str, Any]) -> dict[str, Any]:
         item["stdin"] = _contents(item["stdin"])
     item.setdefault("submitter", user())
     return item
+
+
+def option_of(field: str) -> str:
+    """What people called this field of an item."""
+    name, separator, rest = field.partition(".")
+    if name in _SPOKEN:
+        return _SPOKEN[name] + separator + rest
+    return f"--{name.replace('_', '-')}{separator}{rest}" if name in _NAMES else field
 
 
 def user() -> str:

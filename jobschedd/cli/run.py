@@ -14,7 +14,7 @@ import click
 from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.logs import write_all
 from jobschedd.cli.options import command_options, item_from
-from jobschedd.errors import JobschedError, StoreRefused, StoreUnavailable
+from jobschedd.errors import JobschedError
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
@@ -37,10 +37,11 @@ def run_command(command: tuple[str, ...], **options: Any) -> None:
     """
     if not command and not options["shell"]:
         raise click.UsageError("Missing the command: jobsched run [OPTIONS] -- COMMAND...")
+    from jobschedd.cli.exits import ours
     from jobschedd.cli.submit import submitted
 
     client = connect()
-    with _Interrupt(client) as interrupt:
+    with ours(), _Interrupt(client) as interrupt:
         job = submitted(client, item_from(options | {"command": command}) | {"follow": True})
         interrupt.job = job
         code = _follow(client, job)
@@ -48,7 +49,7 @@ def run_command(command: tuple[str, ...], **options: Any) -> None:
 
 
 def _follow(client: Client, job: Job) -> int:
-    from jobschedd.cli.exits import OURS, exit_code, reason
+    from jobschedd.cli.exits import exit_code, reason
 
     follower = client.follower(job)
     attempt = 0
@@ -66,9 +67,9 @@ def _follow(client: Client, job: Job) -> int:
         # A local command would have got SIGPIPE.
         client.cancel(job)
         raise
-    except (StoreUnavailable, StoreRefused) as error:
-        note(f"job {job.id} goes on, but {error}")
-        return OURS
+    except JobschedError:
+        note(f"job {job.id} goes on without us")
+        raise
     why = reason(follower.view, job.id)
     if why:
         note(why)

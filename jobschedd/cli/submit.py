@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobschedd.cli.context import connect, connection_options, note
-from jobschedd.cli.options import command_options, item_from, job_options
+from jobschedd.cli.options import command_options, item_from, job_options, option_of
 from jobschedd.errors import InvalidJob, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ def submitted(client: Client, item: dict[str, Any]) -> Job:
     """Submit one job; say what its submitter should know. Raises InvalidJob, QueueFull."""
     from jobschedd.submission import submission
 
-    checked = submission(item)
+    try:
+        checked = submission(item)
+    except InvalidJob as error:
+        raise InvalidJob(option_of(error.field), error.problem) from None
     (job_id,) = client.session.submit([checked])
     if checked.at_ms:
         from jobschedd.cli.render import full_moment
@@ -119,5 +122,7 @@ def _json(where: str, text: str) -> Any:
 
 def _wait(client: Client, job: Job) -> int:
     from jobschedd.cli.endings import wait_for
+    from jobschedd.cli.exits import ours
 
-    return wait_for(client, [job], None)
+    with ours():
+        return wait_for(client, [job], None)

@@ -65,9 +65,10 @@ class Cancelled(NamedTuple):
 class Client:
     """A connection to one namespace. Safe to share between threads; a forked child connects anew.
 
-    ``url``: where Redis is (default: $JOBSCHED_REDIS_URL, else the configuration file). ``namespace``: default is the
-    configuration file's where the URL came from there, else ``main``. ``patience``: seconds for which a call is
-    repeated while Redis is away; the very first contact fails at once. A repeated call has one effect.
+    ``url``: where Redis is (default: $JOBSCHED_REDIS_URL, else the configuration file). ``namespace``: default is
+    $JOBSCHED_NAMESPACE, else the configuration file's where the URL came from there, else ``main``. ``patience``:
+    seconds for which a call is repeated while Redis is away; the very first contact fails at once. A repeated call has
+    one effect.
 
     Raises ConfigError where nothing says where Redis is; every method StoreUnavailable and StoreRefused.
     """

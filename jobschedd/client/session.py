@@ -30,7 +30,7 @@ class Session:
 
     def __init__(self, url: str | None, namespace: str | None, patience: float) -> None:
         self.config: RedisConfig
-        self.config, self.namespace = client_settings(url, namespace)
+        self.config, self.namespace = client_settings(url, namespace or os.environ.get("JOBSCHED_NAMESPACE"))
         self.patience = patience
         self.keys = Keys(self.namespace)
         self._start()
