@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobschedd.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
 
-__version__ = "0.1.0"
+
 __all__ = ["Client", "Job", "__version__"]
 
 

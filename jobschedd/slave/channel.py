@@ -17,7 +17,6 @@ from typing import Protocol
 
 import msgspec
 
-from jobschedd import __version__
 from jobschedd.clock import SYSTEM_CLOCK, Clock
 from jobschedd.errors import JobschedError, ProtocolError, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
@@ -35,6 +34,7 @@ from jobschedd.slave.window import Window
 from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry
 from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
+from jobschedd.version import VERSION
 
 log = get_logger(__name__)
 
@@ -241,7 +241,7 @@ class Channel:
                 pid=os.getpid(),
                 host=socket.gethostname(),
                 boot=boot_id(),
-                version=__version__,
+                version=VERSION,
                 started=self._clock.now(),
                 transport=settings.transport,
             )
