@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from jobschedd import logs
 from jobschedd.clock import SYSTEM_CLOCK
 from jobschedd.config import Config, load
 from jobschedd.errors import ConfigError, ConfigProblem, JobschedError, StoreRefused
+from jobschedd.logs import get_logger
 from jobschedd.node.child import ChildSpec
 from jobschedd.node.context import ChildContext, StopLevel
 from jobschedd.node.daemonize import daemonized
@@ -27,10 +29,13 @@ from jobschedd.node.supervisor import Supervisor
 if TYPE_CHECKING:
     from jobschedd.slave.channel import ChannelSettings
 
+log = get_logger(__name__)
+
 #: What a channel may need beyond drain_timeout and term_grace to hand in its last results, in seconds.
 LAST_RESULTS = 5.0
 MASTER_STOP = 10.0
 SERVER_STOP = 30.0
+PROBE_PATIENCE = 20.0
 SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
 
 
@@ -57,13 +62,13 @@ def run(config_path: str, daemonize: bool = False, pidfile: str | None = None) -
             load_children,
             name=", ".join(config.roles),
             on_ready=readiness.ready,
-            build_changed=lambda: build_fingerprint() != build,
+            build_changed=lambda: build_fingerprint() != build and new_build_runs(),
         )
         return supervisor.run()
 
 
 def _configure_logs(config: Config) -> None:
-    logs.configure(config.log.level, config.log.format, file=config.log.file)
+    logs.configure(config.log.level, config.log.format, process_name="supervisor", file=config.log.file)
 
 
 def _make_private(directory: str) -> None:
@@ -81,6 +86,19 @@ def build_fingerprint() -> str:
     files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".lua"))
     facts = [f"{path}:{status.st_size}:{status.st_mtime_ns}" for path in files if (status := path.stat())]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def new_build_runs() -> bool:
+    """Whether the program that is installed now starts at all: replacing ourselves by a broken one would end the node."""
+    probe = (sys.executable, "-m", "jobschedd.cli.daemon", "--version")
+    try:
+        answer = subprocess.run(probe, capture_output=True, text=True, timeout=PROBE_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("the new program does not start; going on with the old one", error=error)
+        return False
+    if answer.returncode != 0:
+        log.error("the new program does not start; going on with the old one", error=answer.stderr.strip()[-300:])
+    return answer.returncode == 0
 
 
 def children(config: Config, instance: str) -> list[ChildSpec]:
