@@ -11,7 +11,6 @@ u32 crc of these 12 bytes; the body is the entry id followed by the payload. All
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import struct
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from jobschedd.logs import get_logger
 from jobschedd.slave.register import PREFIX as REGISTER
 from jobschedd.slave.register import Register, Start, is_held, read_busy, read_starts
 
@@ -35,7 +35,7 @@ _HEAD: Final = _LENGTHS.size + _CRC.size
 #: Bytes from which a spool that never gets empty is rewritten with what is left.
 COMPACT_FROM: Final = 4 << 20
 
-_log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Spool:
@@ -147,7 +147,7 @@ class Spool:
 
     def _compaction_failed(self, error: OSError) -> None:
         self._compact_from = 2 * self._size  # not again at once
-        _log.warning("spool could not be compacted path=%s size=%d error=%s", self.path, self._size, error)
+        log.warning("the spool could not be compacted", file=self.path, size=self._size, error=error)
 
 
 class Predecessor(NamedTuple):
@@ -264,7 +264,7 @@ class Home:
         except FileNotFoundError:
             return []
         if damage:
-            _log.error("spool damaged, its readable records are used path=%s damage=%s", path, damage)
+            log.error("a spool is damaged: what can be read of it is used", file=path, damage=damage)
         return records
 
     def _started(self, incarnation: str) -> list[Start]:

@@ -110,6 +110,10 @@ class TestChecker:
         good.events = without(good.events, kind="stop", job="3")
         only(good, "truth", "job 3")
 
+    def test_an_accepted_success_that_never_began(self, good):
+        good.events = [event for event in good.events if event.job != "3"]
+        only(good, "truth", "job 3")
+
     def test_an_unexpected_outcome(self, good):
         good.ends = [End("1", 1, "failed", "poison") if end.job == "1" else end for end in good.ends]
         good.records = good.records | {"1": Now("done", 1, "failed")}

@@ -400,7 +400,9 @@ class TestDamage:
         damaged[40] ^= 1
         with caplog.at_level(logging.ERROR):
             self.read(home, damaged)
-        assert "damaged" in caplog.text and str(home.directory / "spool-a1") in caplog.text
+        (said,) = caplog.records
+        assert "damaged" in said.message and said.fields["file"] == home.directory / "spool-a1"
+        assert "no record" in said.fields["damage"]
         (predecessor,) = home.predecessors()
         home.discard(predecessor)
         assert home.predecessors() == []
