@@ -214,7 +214,6 @@ def run_collector(config: Config, instance: str, context: ChildContext) -> int:
         block=timing.block,
         keep=Keep(round(keep.succeeded * 1000), round(keep.failed * 1000)),
         max_payload=config.master.max_payload,
-        identity=secrets.token_hex(8),
     )
     context.ready()
     collector.run(_stopping(context), context.wait, context.beat)
@@ -230,6 +229,7 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     from jobschedd.store.channel import ChannelStore
     from jobschedd.store.connect import connect
     from jobschedd.store.keys import Keys
+    from jobschedd.store.pubsub import Inlet, PubSubChannel
 
     os.umask(config.slave.umask)
     os.makedirs(config.slave.workdir, mode=0o700, exist_ok=True)
@@ -238,9 +238,23 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     inherit_nothing()
     keys = Keys(config.namespace)
 
+    handler = next(channel.handler for channel in config.slave.channels if channel.name == name)
+    inlet = Inlet(handler, config.master.max_payload)
+
     def open_store(incarnation: str) -> ChannelStore:
-        client = connect(config.connection, f"{config.node}/{name}")
-        return ChannelStore(client, keys, SYSTEM_CLOCK, incarnation, config.timing.block)
+        client, timing = connect(config.connection, f"{config.node}/{name}"), config.timing
+        if config.transport == "stream":
+            return ChannelStore(client, keys, SYSTEM_CLOCK, incarnation, timing.block)
+        return PubSubChannel(
+            client,
+            keys,
+            SYSTEM_CLOCK,
+            incarnation,
+            timing.block,
+            name=name,
+            interval=timing.heartbeat,
+            inlet=inlet,
+        )
 
     home = Home(os.path.join(config.state_dir, config.namespace), name)
     return Channel(_channel_settings(config, name), home, open_store, context).run()
@@ -277,7 +291,7 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         heartbeat=timing.heartbeat,
         lease=timing.lease,
         return_after=timing.return_after,
-        prefetch=timing.prefetch,
+        prefetch=timing.prefetch if config.transport == "stream" else 0.0,  # there, no order can be given back early
         drain_timeout=slave.drain_timeout,
         transport=config.transport,
     )

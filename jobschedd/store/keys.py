@@ -31,8 +31,11 @@ output:<id>       stream  live output, while somebody follows                   
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel or node/channel -> why and since when (JSON)    until resumed
 dead              stream  messages nobody could read                                    capped
+sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
-answer:<id>       string  pubsub: full result of our own slave                          10 minutes
+published         string  pubsub: counter that numbers dispatches                       for ever
+taken:<id>        hash    pubsub: which of our slaves took which dispatch of a job      1 day
+answer:<id>       hash    pubsub: report of our own slave, and on which dispatch        10 minutes
 ================  ======  ============================================================  ====================
 """
 
@@ -62,6 +65,8 @@ class Keys:
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
         self.dead = self.base + "dead"
+        self.sent_channels = self.base + "sent"
+        self.published = self.base + "published"
 
     def job(self, job_id: str) -> str:
         """The record of one job."""
@@ -96,8 +101,12 @@ class Keys:
         return f"{self.base}output:{job_id}"
 
     def answer(self, job_id: str) -> str:
-        """pubsub: the full result that our own slave leaves."""
+        """pubsub: the report that our own slave leaves."""
         return f"{self.base}answer:{job_id}"
+
+    def taken(self, job_id: str) -> str:
+        """pubsub: which of our slaves took a job."""
+        return f"{self.base}taken:{job_id}"
 
     def sent(self, channel: str) -> str:
         """pubsub: what was published to a channel and not answered."""

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from select import POLLIN, POLLOUT, poll
 from typing import Any
 
 import hiredis
@@ -93,6 +94,19 @@ class Pipe:
                 on_answer(_as_ours(answer))
         except hiredis.ProtocolError as error:
             raise self._broken(error) from error
+
+    def wait_until(self, condition: Callable[[], bool], patience: float) -> None:
+        """Serve this connection alone, up to ``patience`` seconds; for moments when nothing else matters."""
+        deadline = self._clock.boottime() + patience
+        while not condition():
+            left = deadline - self._clock.boottime()
+            if left <= 0:
+                raise self._broken(TimeoutError("no answer in time"))
+            waiting = poll()
+            waiting.register(self.fileno(), POLLIN | (POLLOUT if self.unsent else 0))
+            waiting.poll(left * 1000)
+            self.write()
+            self.read()
 
     def _receive(self) -> None:
         try:

@@ -19,6 +19,7 @@ from jobschedd.store.keys import Keys
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
 CHANNEL_LIBRARY = "jobsched_channel_1"
 REPORT, REGISTER, LEAVE = "jobsched_report_1", "jobsched_register_1", "jobsched_leave_1"
+TAKE, ANSWER = "jobsched_take_1", "jobsched_answer_1"
 
 
 class Script:

@@ -63,6 +63,37 @@ local function leave(keys, args)
   return 'ok'
 end
 
+-- take: pubsub: may this channel run the job whose id it heard? Whoever takes a dispatch first has it.
+-- KEYS: record, sent to this channel, taken, answer
+-- ARGV: id, incarnation, memory of the taking (ms)
+-- returns: the record; 'taken' when another has it, or it was answered; false when no job of ours was meant
+local function take(keys, args)
+  local rec = redis.call('GET', keys[1])
+  local state = rec and #rec >= 60 and string.byte(rec, 25)
+  if state ~= 4 and state ~= 5 then return false end
+  if not redis.call('ZSCORE', keys[2], args[1]) then return false end
+  -- With the dispatch it was taken under: a later one is to be had again.
+  local dispatch = string.sub(rec, 29, 32) .. string.sub(rec, 47, 56)
+  if redis.call('HGET', keys[4], 'dispatch') == dispatch then return 'taken' end
+  local taken = redis.call('HMGET', keys[3], 'dispatch', 'by')
+  if taken[1] == dispatch and taken[2] ~= args[2] then return 'taken' end
+  redis.call('HSET', keys[3], 'dispatch', dispatch, 'by', args[2])
+  redis.call('PEXPIRE', keys[3], args[3])
+  return rec
+end
+
+-- answer: pubsub: leave a report on a job, then say its id.
+-- KEYS: answer
+-- ARGV: report, attempt (4 bytes) and entry (10 bytes) of its dispatch, memory of the answer (ms), Redis channel, id
+-- returns: how many heard it
+local function answer(keys, args)
+  redis.call('HSET', keys[1], 'report', args[1], 'dispatch', args[2])
+  redis.call('PEXPIRE', keys[1], args[3])
+  return redis.call('PUBLISH', args[4], args[5])
+end
+
+redis.register_function{function_name = 'jobsched_take_1', callback = take, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_answer_1', callback = answer, flags = {'allow-oom'}}
 redis.register_function{function_name = 'jobsched_report_1', callback = report, flags = {'allow-oom'}}
 redis.register_function{function_name = 'jobsched_register_1', callback = register, flags = {'allow-oom'}}
 redis.register_function{function_name = 'jobsched_leave_1', callback = leave, flags = {'allow-oom'}}
