@@ -112,7 +112,7 @@ class SlaveConfig(Struct, frozen=True, kw_only=True):
     env: Environment = {}
     umask: Umask = 0o022
     output_limit: Size = 64 * 1024  # bytes kept per stream: a head and a tail
-    runner_recycle: Count = 10_000  # functions that one runner process serves before a fresh one takes over
+    runner_recycle: Count = 100_000  # functions that one runner process serves before a fresh one takes over
     runner_memory: Size = 512 * 1024 * 1024  # bytes that a runner may grow by before it is replaced
 
 

@@ -20,7 +20,7 @@ import msgspec
 from jobschedd.clock import SYSTEM_CLOCK, Clock
 from jobschedd.errors import JobschedError, ProtocolError, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
-from jobschedd.job import Cause, Flag, Order, Outcome, Report, ReportKind, Result, decode_spec, encode
+from jobschedd.job import Captured, Cause, Flag, Order, Outcome, Report, ReportKind, Result, decode_spec, encode
 from jobschedd.logs import get_logger
 from jobschedd.outage import Outage
 from jobschedd.slave.executor import Executor
@@ -46,6 +46,8 @@ ANNOUNCE_AFTER = 0.05
 LEASE_MARGIN = 2.0
 #: What is unanswered for this long is forced to the disk.
 SYNC_AFTER = 0.1
+#: Bytes that a report takes beside its result.
+REPORT_ROOM = 4096
 #: Pause after the node was short of processes, memory or files.
 SHORTAGE_PAUSE = 1.0
 LONGEST_BACK_OFF = 2.0
@@ -409,6 +411,7 @@ class Channel:
 
     def _keep_result(self, order: Order, result: Result) -> None:
         whole = msgspec.structs.replace(result, node=self.settings.node, channel=self.settings.name)
+        packed_result = self._packed(whole)
         self._announced.discard(order.entry)
         self._job_log.ended(order, whole)
         report = Report(
@@ -419,11 +422,19 @@ class Channel:
             incarnation=self.incarnation,
             outcome=whole.outcome,
             cause=whole.cause,
-            result=encode(whole),
+            result=packed_result,
         )
         packed = encode(report)
         self._spool.append(order.entry, packed)
         self._outgoing.append((order.entry, packed))
+
+    def _packed(self, result: Result) -> bytes:
+        """A result that is too large to be taken loses its output, never its cause or its value."""
+        packed = encode(result)
+        if len(packed) <= 2 * self.settings.execution.max_payload - REPORT_ROOM:
+            return packed
+        bare = {name: Captured(size=getattr(result, name).size) for name in ("stdout", "stderr")}
+        return encode(msgspec.structs.replace(result, **bare))
 
     def _write_spool(self) -> None:
         try:

@@ -120,8 +120,9 @@ class Executor:
 
     def settle(self) -> None:
         """The results so far are in the spool: nothing of them is running any more, as far as a successor cares."""
-        for slot in self._ended_slots - self._commands.keys():
-            self._register.clear(slot)
+        for slot in self._ended_slots:
+            if self._is_free(slot):
+                self._register.clear(slot)
         self._ended_slots.clear()
 
     # -- what is asked of jobs --------------------------------------------------------------------------------
@@ -250,6 +251,7 @@ class Executor:
 
     def _function_ended(self, slot: int, order: Order, result: Result) -> None:
         self._got_on[slot] = self._loop.clock.boottime()
+        self._ended_slots.add(slot)
         self._ended(order, result)
 
     def _ended(self, order: Order, result: Result) -> None:

@@ -22,7 +22,7 @@ from jobschedd.slave.allow import allows_command, allows_shell
 from jobschedd.slave.environment import job_environment
 from jobschedd.slave.executable import StartFailed, find, refusal, shortage
 from jobschedd.slave.loop import Loop, Timer
-from jobschedd.slave.oom import OomWatch, counter_file
+from jobschedd.slave.oom import oom_watch
 from jobschedd.slave.output import OutputListener, Stream
 from jobschedd.slave.processtree import Tree, household, status_of, ticks_now
 from jobschedd.slave.settings import ExecutionSettings
@@ -167,7 +167,7 @@ class CommandRun:
         except BaseException:
             self._undo()
             raise
-        _oom_watch()  # so that it knows the count from before the first failure
+        oom_watch()  # so that it knows the count from before the first failure
         limit, loop = self._settings.output_limit, self._loop
         out, err = ends.hand_over()
         self._streams = (
@@ -354,7 +354,7 @@ class CommandRun:
             return outcome, cause, f"ran longer than {limit:g} s" if cause is Cause.TIMEOUT else ""
         if self._status == 0:
             return Outcome.SUCCEEDED, Cause.EXIT, ""
-        memory = "the kernel killed a process of this node's jobs for want of memory" if _oom_watch().moved() else ""
+        memory = "the kernel killed a process of this node's jobs for want of memory" if oom_watch().moved() else ""
         number = os.WTERMSIG(self._status or 0)
         if not number:
             return Outcome.FAILED, Cause.EXIT, memory or _hint(os.WEXITSTATUS(self._status or 0))
@@ -395,11 +395,6 @@ def _home() -> int:
 @functools.cache
 def _nothing() -> int:
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-
-
-@functools.cache
-def _oom_watch() -> OomWatch:
-    return OomWatch(counter_file())
 
 
 def _has_ended(pid: int) -> bool:

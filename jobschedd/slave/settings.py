@@ -22,5 +22,5 @@ class ExecutionSettings:
     output_limit: int = 64 * 1024  # kept of each stream: the first quarter and the last three
     max_payload: int = 1 << 20
     term_grace: float = 10.0  # from TERM to KILL
-    runner_recycle: int = 10_000  # jobs after which a runner is replaced
+    runner_recycle: int = 100_000  # jobs after which a runner is replaced
     runner_memory: int = 512 << 20  # growth of a runner's memory after which it is replaced
