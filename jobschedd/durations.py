@@ -14,14 +14,15 @@ def parse_duration(text: str | float | int) -> float:
     if isinstance(text, bool):
         raise ValueError("expected a duration such as 90s, 5m, 2h or 1d, not a boolean")
     if isinstance(text, int | float):
-        seconds = float(text)
+        seconds = float(text) if -LONGEST <= text <= LONGEST else -1.0  # float() of a huge int overflows
     else:
         match = _DURATION.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no duration; write 90 or 90s, 500ms, 5m, 2h or 1d")
+            raise ValueError(f"{text[:50]!r} is no duration; write 90 or 90s, 500ms, 5m, 2h or 1d")
         seconds = float(match[1]) * _UNITS[match[2] or ""]
     if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{text!r} is out of range: a duration is between 0 and 100 years")
+        shown = f"{text[:50]!r}" if isinstance(text, str) else "this number"
+        raise ValueError(f"{shown} is out of range: a duration is between 0 and 100 years")
     return seconds
 
 

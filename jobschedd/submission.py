@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -27,9 +28,13 @@ from jobschedd.job import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-#: execve takes no single string beyond this, and no more than this altogether with the environment.
-LONGEST_ARGUMENT = 128 * 1024
+#: execve takes no single string beyond this (with its final NUL: 128 KiB; a variable is one string, name and all),
+#: and no more than about this altogether, each with its pointer.
+LONGEST_ARGUMENT = 128 * 1024 - 1
 LARGEST_ARGV = 1024 * 1024
+_POINTER = 8
+#: Labels that one job may ask for: each combination is a class of its own, kept for ever.
+MOST_LABELS = 16
 #: Longest retries and crash budgets that the record can count.
 MOST_TRIES = 250
 
@@ -38,9 +43,11 @@ _json = msgspec.json.Encoder()
 
 def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submission:
     """Check every field of ``item`` (keys as in a JSONL line) and pack it. Raises InvalidJob naming the field."""
-    unknown = sorted(set(item) - set(_FIELDS) - set(_TIMES))
+    if not isinstance(item, Mapping):
+        raise InvalidJob("job", f"must be an object with fields such as command, not {type(item).__name__}")
+    unknown = [name for name in item if name not in _FIELDS and name not in _TIMES]
     if unknown:
-        raise InvalidJob(unknown[0], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
+        raise InvalidJob(str(unknown[0])[:100], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
     values = {name: _FIELDS[name](name, item[name]) for name in item if name in _FIELDS and item[name] is not None}
     node, channel = values.get("node", ""), values.get("channel", "")
     if "/" in channel:
@@ -75,7 +82,8 @@ def _check_what(spec: Spec) -> None:
         raise InvalidJob("args" if spec.args else "kwargs", "only a function takes them; a command has its argv")
     if spec.function is not None and spec.stdin:
         raise InvalidJob("stdin", "only a command has a standard input")
-    size = sum(len(part.encode()) + 1 for part in (*(spec.command or ()), *spec.env, *spec.env.values()))
+    strings = (*(spec.command or ()), *(f"{name}={value}" for name, value in spec.env.items()))
+    size = sum(len(part.encode()) + 1 + _POINTER for part in strings)
     if size > LARGEST_ARGV:
         raise InvalidJob("command", f"arguments and environment are {size} bytes; no process takes over {LARGEST_ARGV}")
 
@@ -96,21 +104,33 @@ def _times(item: Mapping[str, Any]) -> dict[str, int]:
 
 def point_in_time(value: Any) -> datetime:
     """An ISO 8601 time (local where it names no zone), an aware datetime, or seconds since the epoch."""
-    if isinstance(value, datetime):
-        return value.astimezone()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value).astimezone()
     try:
+        if isinstance(value, datetime):
+            return value.astimezone()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value).astimezone()
         return datetime.fromisoformat(value).astimezone()
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidJob("at", f"{value!r} is no ISO 8601 time, such as 2027-03-01T04:00 or ...T04:00+02:00") from None
+    except (TypeError, ValueError, OverflowError, OSError):
+        problem = f"{_shown(value)} is no ISO 8601 time, such as 2027-03-01T04:00 or ...T04:00+02:00"
+        raise InvalidJob("at", problem) from None
 
 
 def _duration(field: str, value: Any) -> float:
+    if not isinstance(value, str | int | float):
+        raise InvalidJob(field, f"must be a duration such as 90s, 5m, 2h or 1d, not {type(value).__name__}")
     try:
         return parse_duration(value)
-    except (ValueError, TypeError) as error:
-        raise InvalidJob(field, str(error)) from None
+    except (ValueError, OverflowError) as error:
+        raise InvalidJob(field, str(error)[:200]) from None
+
+
+def _shown(value: Any) -> str:
+    """What a user wrote, as short as a message can hold it; it may be of any type and size."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - whatever a foreign __repr__ does; an int of 5000 digits refuses, too
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def _text(field: str, value: Any, longest: int = LONGEST_ARGUMENT) -> str:
@@ -140,7 +160,7 @@ def _name(field: str, value: Any) -> str:
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         raise InvalidJob(
             field,
-            f"{value!r} is no name: letters, digits, '.', '_', '-', at most 64, not starting with a sign",
+            f"{_shown(value)} is no name: letters, digits, '.', '_', '-', at most 64, not starting with a sign",
         )
     return value
 
@@ -148,7 +168,7 @@ def _name(field: str, value: Any) -> str:
 def _channel(field: str, value: Any) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not 1 <= len(text.split("/")) <= 2:
-        raise InvalidJob(field, f"{value!r} is no channel: write CHANNEL or NODE/CHANNEL")
+        raise InvalidJob(field, f"{_shown(value)} is no channel: write CHANNEL or NODE/CHANNEL")
     for part in text.split("/"):
         _name(field, part)
     return text
@@ -159,20 +179,23 @@ def _labels(field: str, value: Any) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, Sequence):
         raise InvalidJob(field, "must be a label or a list of labels")
-    return tuple(sorted({_name(field, label) for label in value}))
+    labels = {_name(field, label) for label in value}
+    if len(labels) > MOST_LABELS:
+        raise InvalidJob(field, f"are {len(labels)} labels; at most {MOST_LABELS} are taken")
+    return tuple(sorted(labels))
 
 
 def _function(field: str, value: Any) -> str:
     text = _text(field, value, 512)
     if FUNCTION.fullmatch(text) is None:
-        raise InvalidJob(field, f"{text!r} is no function: write package.module:function")
+        raise InvalidJob(field, f"{_shown(text)} is no function: write package.module:function")
     return text
 
 
 def _whole(lowest: int, highest: int) -> Callable[[str, Any], int]:
     def check(field: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-            raise InvalidJob(field, f"{value!r} must be a whole number from {lowest} to {highest}")
+            raise InvalidJob(field, f"{_shown(value)} must be a whole number from {lowest} to {highest}")
         return value
 
     return check
@@ -180,7 +203,7 @@ def _whole(lowest: int, highest: int) -> Callable[[str, Any], int]:
 
 def _boolean(field: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidJob(field, f"{value!r} must be true or false")
+        raise InvalidJob(field, f"{_shown(value)} must be true or false")
     return value
 
 
@@ -188,7 +211,7 @@ def _overlap(field: str, value: Any) -> Overlap:
     try:
         return Overlap(value)
     except ValueError:
-        raise InvalidJob(field, f"{value!r} must be allow or forbid") from None
+        raise InvalidJob(field, f"{_shown(value)} must be allow or forbid") from None
 
 
 def _causes(field: str, value: Any) -> tuple[str, ...]:
@@ -196,9 +219,10 @@ def _causes(field: str, value: Any) -> tuple[str, ...]:
         raise InvalidJob(field, "must be a list of causes, such as [exit, timeout]")
     known = {str(cause) for cause in Cause}
     for cause in value:
-        if cause not in known:
-            raise InvalidJob(field, f"{cause!r} is no cause; retried by default are {', '.join(sorted(RETRYABLE))}")
-    return tuple(value)
+        if not isinstance(cause, str) or cause not in known:
+            problem = f"{_shown(cause)} is no cause; retried by default are {', '.join(sorted(RETRYABLE))}"
+            raise InvalidJob(field, problem)
+    return tuple(str(cause) for cause in value)
 
 
 def _environment(field: str, value: Any) -> dict[str, str]:
@@ -206,17 +230,18 @@ def _environment(field: str, value: Any) -> dict[str, str]:
         raise InvalidJob(field, "must map names to texts")
     for name, text in value.items():
         if not isinstance(name, str) or _ENV_NAME.fullmatch(name) is None:
-            raise InvalidJob(field, f"{name!r} is no name of an environment variable")
+            raise InvalidJob(field, f"{_shown(name)} is no name of an environment variable")
         if name.startswith("JOBSCHED_"):
-            raise InvalidJob(field, f"{name} is set by the scheduler")
-        _text(f"{field}.{name}", text)
+            raise InvalidJob(field, f"{_shown(name)} is set by the scheduler")
+        _text(f"{field}.{name[:100]}", text, LONGEST_ARGUMENT - len(name) - 1)
     return dict(value)
 
 
 def _cwd(field: str, value: Any) -> str:
     path = _text(field, value, 4096)
     if not path.startswith("/"):
-        raise InvalidJob(field, f"{path!r} must be an absolute path: it is a directory of the node that runs the job")
+        problem = f"{_shown(path)} must be an absolute path: it is a directory of the node that runs the job"
+        raise InvalidJob(field, problem)
     return path
 
 
@@ -238,9 +263,13 @@ def _arguments(kind: type, word: str) -> Callable[[str, Any], bytes]:
         if not isinstance(value, kind):
             raise InvalidJob(field, f"must be a JSON {word}")
         try:
-            return _json.encode(value) if value else b""
+            text = _json.encode(value) if value else b""
+            if b"null" in text:
+                # The encoder writes NaN and the infinities as null: other data than the caller's.
+                json.dumps(value, allow_nan=False, default=str)
+            return text
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError, OverflowError) as error:
-            raise InvalidJob(field, f"cannot be written as JSON: {error}") from None
+            raise InvalidJob(field, f"cannot be written as JSON: {str(error)[:200]}") from None
 
     return check
 
