@@ -83,6 +83,7 @@ class Cause(enum.StrEnum):
     EXPIRED = "expired"  # not started in time
     NO_RECEIVER = "no_receiver"  # pubsub: the dispatch reached nobody
     NO_ANSWER = "no_answer"  # pubsub: dispatched, and never answered
+    ECHO = "echo"  # pubsub: a foreign program said the id again, and nothing more
     DEPENDENCY = "dependency"  # a job it waits for can never meet the condition
 
 
@@ -101,17 +102,26 @@ TRANSITIONS: Final = frozenset(
         ("submit", None, State.SCHEDULED),
         ("promote", State.SCHEDULED, State.PENDING),
         ("dispatch", State.PENDING, State.DISPATCHED),
+        ("expire", State.SCHEDULED, State.DONE),
+        ("expire", State.PENDING, State.DONE),
         ("dispatch", State.PENDING, State.DONE),  # expired, or cancelled while it went back
+        ("publish", State.PENDING, State.DISPATCHED),  # pubsub
+        ("publish", State.PENDING, State.SCHEDULED),  # nobody was subscribed: to be sent again
+        ("publish", State.PENDING, State.DONE),  # expired, or cancelled while it went back
         ("start", State.DISPATCHED, State.RUNNING),
         ("return", State.DISPATCHED, State.PENDING),
         ("return", State.RUNNING, State.PENDING),
+        ("return", State.DISPATCHED, State.DONE),  # cancelled meanwhile
+        ("return", State.RUNNING, State.DONE),
         ("collect", State.DISPATCHED, State.DONE),
         ("collect", State.RUNNING, State.DONE),
         ("collect", State.DISPATCHED, State.SCHEDULED),  # a retry
         ("collect", State.RUNNING, State.SCHEDULED),
+        ("collect", State.DISPATCHED, State.PENDING),  # a retry without delay
+        ("collect", State.RUNNING, State.PENDING),
         ("requeue", State.DISPATCHED, State.PENDING),
         ("requeue", State.RUNNING, State.PENDING),
-        ("requeue", State.DISPATCHED, State.DONE),  # lost, where retry_on_loss is off
+        ("requeue", State.DISPATCHED, State.DONE),  # lost, where retry_on_loss is off; or cancelled meanwhile
         ("requeue", State.RUNNING, State.DONE),
         ("cancel", State.PENDING, State.DONE),
         ("cancel", State.SCHEDULED, State.DONE),

@@ -74,10 +74,11 @@ class Dispatched:
 class Requeued:
     """What came of requeueing a dead incarnation's entries."""
 
-    reason: str  # left: it said goodbye; lost: it did not; alive: it is back
+    reason: str  # left: it said goodbye; lost: it did not; alive: it is back; unsure: it did not leave after all
     requeued: int
     lost: int
     kept: int  # entries whose jobs asked to wait longer (lost_after)
+    left: int  # entries still in its stream, the kept ones included; without any, it is forgotten
     jobs: tuple[str, ...]
 
 
@@ -212,10 +213,13 @@ class Moves:
         return [(Verdict(reply[0]), reply[1] if len(reply) > 1 else None) for reply in replies]
 
     def requeue(self, fence: str, incarnation: str, missing_since: int, keep_ms: int, most: int) -> Requeued:
-        """Take up to ``most`` entries from an incarnation without a lease; forget it once it has none left."""
+        """Take about ``most`` entries from an incarnation without a lease; forget it once it has none left.
+
+        ``missing_since``: as ``reap`` told; 0 for one that left in order, of which nothing was started.
+        """
         reply = self._call("requeue", fence, incarnation, missing_since, keep_ms, most)
-        reason, requeued, lost, kept, *jobs = reply
-        return Requeued(_text(reason), requeued, lost, kept, tuple(_text(job) for job in jobs))
+        reason, requeued, lost, kept, left, *jobs = reply
+        return Requeued(_text(reason), requeued, lost, kept, left, tuple(_text(job) for job in jobs))
 
     def reap(self, fence: str, incarnations: Sequence[str]) -> tuple[int, dict[str, LeaseState]]:
         """(server time, the lease of each incarnation)."""
@@ -245,9 +249,8 @@ class Moves:
 
 def _group_key(submission: Submission) -> Any:
     if submission.key:
-        return submission.key, id(submission)
-    times = (submission.delay_ms, submission.at_ms, submission.expires_ms)
-    return "", submission.target, submission.priority, *times
+        return object()  # equal to nothing: a group with a key holds one job
+    return submission.target, submission.priority, submission.delay_ms, submission.at_ms, submission.expires_ms
 
 
 def _new_record(submission: Submission, waiter: int) -> bytes:

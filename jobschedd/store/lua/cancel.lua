@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- move: cancel      PENDING, SCHEDULED, WAITING -> DONE; with a channel: a flag on the record and a hint
+-- move: cancel: PENDING, SCHEDULED, WAITING -> DONE
+-- (with a channel: a flag on the record and a hint)
 -- KEYS: scheduled cancelling
 -- ARGV: base, keep (ms), ids...
 -- returns: per id {1 cancelled | 2 requested | 3 had ended | 4 unknown, outcome where it had ended}
@@ -25,6 +26,7 @@ for at = 3, #ARGV do
   else
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
+    if r.state == PENDING then drop_tombstones(r.class, r.priority) end
     reply = {1}
   end
   replies[#replies + 1] = reply

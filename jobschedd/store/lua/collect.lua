@@ -1,22 +1,26 @@
 #!lua flags=allow-oom
--- moves: start      DISPATCHED -> RUNNING
---        return     DISPATCHED, RUNNING -> PENDING, in front, uncharged
---        collect    DISPATCHED, RUNNING -> DONE, or SCHEDULED | PENDING for a retry
+-- move: start: DISPATCHED -> RUNNING
+-- move: return: DISPATCHED, RUNNING -> PENDING, DONE
+-- move: collect: DISPATCHED, RUNNING -> DONE, SCHEDULED, PENDING
+-- (return: in front, uncharged, or DONE when a user has cancelled it meanwhile; SCHEDULED, PENDING: for a retry)
 -- KEYS: leader scheduled
 -- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d where
 --       'start':  -                       'return': keep (ms) should a user have cancelled it
 --       'done':   outcome, result, keep (ms), -
---       'retry':  delay (ms), tries, crashes, -
+--       'retry':  delay (ms), tries, crashes, keep (ms) should a user have cancelled it
 -- returns: per report {verdict, record before}: 1 accepted, 2 duplicate, 3 stale, 4 unknown job.
---          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history.
+--          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history; also with
+--          a stale one of an attempt that is over: its verdict may have been given by a collector that then died.
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now = now_ms()
 local ACCEPTED, DUPLICATE, STALE, UNKNOWN = 1, 2, 3, 4
 
-local function pending_again(id, r)
+local back = {}
+local function take_back(id, r)
   r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
   write_middle(id, r)
-  make_pending(r.class, r.priority, {id}, true)
+  watch_expiry(id, r)
+  back[#back + 1] = {id, r}
 end
 
 local function apply(verb, id, rec, r, at)
@@ -30,13 +34,17 @@ local function apply(verb, id, rec, r, at)
     if has(r.flags, CANCEL_REQUESTED) then
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', tonumber(ARGV[at + 4]), now)
     else
-      pending_again(id, r)
+      take_back(id, r)
     end
     return {ACCEPTED}
   elseif verb == 'done' then
     finish(id, rec, r, tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 6]), now)
     return {ACCEPTED, rec}
   elseif verb == 'retry' then
+    if has(r.flags, CANCEL_REQUESTED) then
+      finish_unreported(id, rec, r, CANCELLED, 'cancelled', tonumber(ARGV[at + 7]), now)
+      return {ACCEPTED}
+    end
     local delay = tonumber(ARGV[at + 4])
     r.tries, r.crashes = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
     write_tries(id, r)
@@ -44,9 +52,10 @@ local function apply(verb, id, rec, r, at)
       r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = SCHEDULED, 0, now + delay, NOBODY, 0, 0
       write_middle(id, r)
       call('ZADD', KEY.scheduled, r.since, id)
+      watch_expiry(id, r)
       ring('s')
     else
-      pending_again(id, r)
+      take_back(id, r)
     end
     return {ACCEPTED, rec}
   end
@@ -67,10 +76,13 @@ for at = 3, #ARGV, 8 do
       reply = apply(verb, id, rec, r, at)
     elseif same and r.state == DONE then
       reply = {DUPLICATE, rec}
+    elseif tonumber(ARGV[at + 2]) < r.attempt or (tonumber(ARGV[at + 2]) == r.attempt and r.state < DISPATCHED) then
+      reply = {STALE, rec}
     else
       reply = {STALE}
     end
   end
   replies[#replies + 1] = reply
 end
+pending_again(back)
 return replies

@@ -1,10 +1,13 @@
 #!lua flags=allow-oom
--- move: dispatch    PENDING -> DISPATCHED, or DONE (expired, or cancelled on its way back)
+-- move: dispatch: PENDING -> DISPATCHED, DONE
+-- (DONE: expired, or cancelled on its way back)
 -- KEYS: leader pending
 -- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most
 -- returns: per assignment {dispatched, left in the list, entries in the stream, window (-1: no lease)}
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
+-- Ids that one assignment looks at beyond its room: a million tombstones must not hold up the server.
+local MOST_TOMBSTONES = 1000
 
 local function from_hex(text)
   return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
@@ -23,13 +26,14 @@ local replies = {}
 for at = 4, #ARGV, 4 do
   local list, name = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2]
   local stream = BASE .. 'dispatch:' .. name
-  local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1)
+  local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1) or -1
   local entries = call('XLEN', stream)
   local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
-  local incarnation = from_hex(name)
-  while room > 0 do
+  local incarnation, spare = from_hex(name), MOST_TOMBSTONES
+  while room > 0 and spare > 0 do
     local ids = call('LPOP', list, room)
     if not ids then break end
+    spare = spare - #ids
     for _, id in ipairs(ids) do
       local rec = call('GET', BASE .. 'job:' .. id)
       local r = rec and read(rec)
@@ -41,7 +45,7 @@ for at = 4, #ARGV, 4 do
           finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
         else
           order(id, rec, r, stream, incarnation)
-          room, sent = room - 1, sent + 1
+          room, sent, spare = room - 1, sent + 1, spare + 1
         end
       end
     end

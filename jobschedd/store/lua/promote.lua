@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- moves: promote    SCHEDULED -> PENDING when its time has come
---        expire     PENDING, SCHEDULED -> DONE (expired)
+-- move: promote: SCHEDULED -> PENDING
+-- move: expire: PENDING, SCHEDULED -> DONE
+-- (when the time has come; promote: at the end of the list)
 -- KEYS: leader scheduled expiring
 -- ARGV: base, fence, keep of expired jobs (ms), at most
 -- returns: {promoted, expired, ms until the next is due (-1: none)}
@@ -34,6 +35,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEY.expiring, '-inf', now, 'LIMIT', 0,
   if r and (r.state == PENDING or r.state == SCHEDULED) then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
+    if r.state == PENDING then drop_tombstones(r.class, r.priority) end
     expired = expired + 1
   end
 end

@@ -16,6 +16,6 @@ for at = 3, #ARGV do
     call('HSETNX', KEY.suspects, name, now)
     since = tonumber(call('HGET', KEY.suspects, name))
   end
-  replies[#replies + 1] = {tonumber(window or -1), call('XLEN', BASE .. 'dispatch:' .. name), since}
+  replies[#replies + 1] = {tonumber(window or -1) or -1, call('XLEN', BASE .. 'dispatch:' .. name), since}
 end
 return replies

@@ -119,3 +119,30 @@ local function make_pending(class, priority, ids, in_front)
   end
   ring(string.format('p:%d:%d:%d', class, priority, before + #ids))
 end
+
+-- Back into the pending list: {id, r} in the order in which they stood there, to stand in front in that order.
+local function pending_again(back)
+  for i = #back, 1, -1 do make_pending(back[i][2].class, back[i][2].priority, {back[i][1]}, true) end
+end
+
+-- An id that ends while it waits stays behind in its list. Where nobody takes from that list, this keeps it short.
+local function drop_tombstones(class, priority)
+  local list, dropped = pending_list(class, priority), 0
+  while dropped < 10 do
+    local id = call('LINDEX', list, 0)
+    if not id or call('GETRANGE', BASE .. 'job:' .. id, 24, 24) == string.char(PENDING) then break end
+    call('LPOP', list)
+    dropped = dropped + 1
+  end
+  if dropped == 0 then return end
+  local left = call('LLEN', list)
+  if left == 0 then call('SREM', BASE .. 'pending', string.format('%d:%d', class, priority)) end
+  ring(string.format('p:%d:%d:%d', class, priority, left))
+end
+
+-- The time to expire may have passed unheeded while a channel had the job.
+local function watch_expiry(id, r)
+  if r.expires == 0 then return end
+  call('ZADD', BASE .. 'expiring', r.expires, id)
+  ring('s')
+end

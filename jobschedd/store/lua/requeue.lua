@@ -1,16 +1,20 @@
 #!lua flags=allow-oom
--- move: requeue     DISPATCHED, RUNNING -> PENDING, or DONE (lost, or cancelled meanwhile)
+-- move: requeue: DISPATCHED, RUNNING -> PENDING, DONE
+-- (DONE: lost, or cancelled meanwhile)
 -- KEYS: leader channels suspects
--- ARGV: base, fence, incarnation, since when its lease is missing (ms), keep of lost jobs (ms), at most
+-- ARGV: base, fence, incarnation, since when its lease is missing (ms; 0: only if it left), keep of lost jobs (ms), at most
 -- An incarnation that left in order (or whose successor spoke for it) holds nothing that was started;
 -- of one that is lost, nobody knows.
--- returns: {'left' | 'lost' | 'alive', requeued, lost, kept back because of lost_after, ids...}; when nothing is left, the incarnation is forgotten
+-- returns: {'left' | 'lost' | 'alive' | 'unsure' (asked for one that left, and it did not), requeued, lost,
+--           kept back because of lost_after, entries still there, ids...}
+-- An incarnation that has no entry any more is forgotten.
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, name = now_ms(), ARGV[3]
 local why = call('HGET', KEY.channels, name) == 'left' and 'left' or 'lost'
-local missing_for, keep = now - tonumber(ARGV[4]), tonumber(ARGV[5])
+local missing_for, keep, most = now - tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local stream = BASE .. 'dispatch:' .. name
-if call('EXISTS', BASE .. 'lease:' .. name) == 1 then return {'alive', 0, 0, 0} end
+if call('EXISTS', BASE .. 'lease:' .. name) == 1 then return {'alive', 0, 0, 0, call('XLEN', stream)} end
+if why == 'lost' and tonumber(ARGV[4]) == 0 then return {'unsure', 0, 0, 0, call('XLEN', stream)} end
 
 local function mine(r, entry)
   return r and (r.state == DISPATCHED or r.state == RUNNING) and entry_of(r) == entry
@@ -18,13 +22,13 @@ end
 
 local function lost_after(rec, r)
   local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
-  return ok and type(spec) == 'table' and tonumber(spec.lost_after or 0) * 1000 or 0
+  return (ok and type(spec) == 'table' and tonumber(spec.lost_after) or 0) * 1000
 end
 
 local requeued, lost, kept, ids = 0, 0, 0, {}
 local back = {}
-for _, item in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', ARGV[6])) do
-  local entry, fields = item[1], item[2]
+
+local function take(entry, fields)
   local id = fields[1] == 'job' and fields[2] or ''
   local rec = call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
@@ -43,18 +47,28 @@ for _, item in ipairs(call('XRANGE', stream, '-', '+', 'COUNT', ARGV[6])) do
     else
       r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
       write_middle(id, r)
+      watch_expiry(id, r)
       back[#back + 1] = {id, r}
       requeued = requeued + 1
     end
   end
 end
--- Last first, so that in front of the list the oldest stands first again.
-for i = #back, 1, -1 do
-  make_pending(back[i][2].class, back[i][2].priority, {back[i][1]}, true)
-end
-if call('XLEN', stream) == 0 then
+
+local from, looked = '-', 0
+repeat
+  local page = call('XRANGE', stream, from, '+', 'COUNT', most)
+  for _, item in ipairs(page) do
+    take(item[1], item[2])
+    from = '(' .. item[1]
+  end
+  looked = looked + #page
+  -- What is kept back must not hide what stands behind it.
+until #page < most or looked - kept >= most
+pending_again(back)
+local left = call('XLEN', stream)
+if left == 0 then
   call('DEL', stream, BASE .. 'control:' .. name)
   call('HDEL', KEY.channels, name)
   call('HDEL', KEY.suspects, name)
 end
-return {why, requeued, lost, kept, unpack(ids)}
+return {why, requeued, lost, kept, left, unpack(ids)}

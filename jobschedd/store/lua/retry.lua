@@ -1,5 +1,6 @@
 #!lua
--- move: retry       DONE -> PENDING, with fresh budgets, because a user asked
+-- move: retry: DONE -> PENDING
+-- (with fresh budgets, because a user asked)
 -- KEYS:
 -- ARGV: base, ids...
 -- returns: per id: 1 pending again | 2 has not ended | 4 unknown

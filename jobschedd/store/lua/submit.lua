@@ -1,5 +1,5 @@
 #!lua
--- move: submit      - -> PENDING | SCHEDULED
+-- move: submit: NONE -> PENDING, SCHEDULED
 -- KEYS: operation next_id classes scheduled expiring bell pending
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
@@ -49,7 +49,8 @@ for _ = 1, tonumber(ARGV[4]) do
       if state == SCHEDULED then call('ZADD', KEY.scheduled, due, id) end
       if expires > 0 then call('ZADD', KEY.expiring, expires, id) end
     end
-    if state == PENDING then make_pending(class, priority, ids, false) else ring('s') end
+    if state == PENDING then make_pending(class, priority, ids, false) end
+    if state == SCHEDULED or expires > 0 then ring('s') end
     if key ~= '' then call('SET', BASE .. 'once:' .. key, ids[1]) end
     answer[#answer + 1] = first
   end
