@@ -8,27 +8,35 @@ repeats a step and changes nothing. SQLite is off the latency path.
 from __future__ import annotations
 
 import random
+import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from jobschedd.clock import Clock
 from jobschedd.errors import NotTheLeader, ProtocolError, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import (
+    Captured,
+    Cause,
+    Header,
     Outcome,
-    Record,
     Report,
     ReportKind,
     Result,
+    Spec,
+    State,
     decode_record,
     decode_report,
     decode_result,
     decode_spec,
+    encode,
 )
 from jobschedd.logs import get_logger
-from jobschedd.master.history import History, Row, packed_result, row
+from jobschedd.master.history import History, Row, row
 from jobschedd.master.retries import Again, End, decide
 from jobschedd.outage import Outage
 from jobschedd.store.moves import Moves, Verb, Verdict
@@ -41,6 +49,7 @@ STANDBY_POLL = 0.25
 LONGEST_BACK_OFF = 2.0
 #: Rows kept in memory while the history cannot be written; beyond, they are read again from the result stream.
 MOST_UNWRITTEN = 20_000
+MOST_UNWRITTEN_BYTES = 64 << 20
 HISTORY_RETRY = 5.0
 
 
@@ -54,6 +63,15 @@ class Keep:
     def of(self, outcome: Outcome) -> int:
         """The retention of this outcome."""
         return self.succeeded if outcome is Outcome.SUCCEEDED else self.failed
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A report, the entry of the result stream that holds it, and the result in it, where it brings one."""
+
+    entry: str
+    report: Report
+    result: Result | None
 
 
 class Collector:
@@ -71,7 +89,6 @@ class Collector:
         block: float,
         keep: Keep,
         max_payload: int,
-        identity: str,
     ) -> None:
         self._moves = moves
         self._survey = survey
@@ -82,11 +99,11 @@ class Collector:
         self._block = block
         self._keep = keep
         self._max_payload = max_payload
-        self._proposed_identity = identity
         self._identity = ""
         self._fence = ""
         self._random = random.Random()
         self._unwritten: list[tuple[str, Row | None]] = []
+        self._unwritten_bytes = 0
         self._read_again = False
         self._history_due = 0.0
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
@@ -115,8 +132,7 @@ class Collector:
         if entries:
             failpoint("collector.read.after")
             self._collect(entries)
-        if self._unwritten and self._clock.boottime() >= self._history_due:
-            self._write_history()
+        self._write_history()
         return "collecting"
 
     def _begin(self) -> bool:
@@ -124,37 +140,33 @@ class Collector:
         fence = self._moves.leader()
         if fence is None or not fence.startswith(self._instance + ":"):
             return False
-        self._identity = self._survey.identity(self._proposed_identity)
-        self._results.rewind()
-        self._unwritten.clear()
+        # Drawn anew each time: an emptied Redis must not get the identity that it had.
+        self._identity = self._survey.identity(secrets.token_hex(8))
+        self._start_over()
         self._fence = fence
         return True
 
     # -- verdicts ---------------------------------------------------------------------------------------------
 
     def _collect(self, entries: Sequence[ResultEntry]) -> None:
-        reports: list[tuple[str, Report]] = []
+        reports: list[Incoming] = []
         ended: list[tuple[str, str]] = []
         for entry in entries:
-            if (report := self._read_report(entry)) is not None:
-                reports.append((entry.id, report))
+            if (incoming := self._read_report(entry)) is not None:
+                reports.append(incoming)
             elif b"ended" in entry.fields:
                 ended.append((entry.id, entry.fields[b"ended"].decode(errors="replace")))
         if reports:
             self._judge(reports)
         if ended:
             self._note_ended(ended)
-        self._write_history()
 
-    def _read_report(self, entry: ResultEntry) -> Report | None:
+    def _read_report(self, entry: ResultEntry) -> Incoming | None:
         """None for what is no report; what nobody can read is buried, once, and dropped."""
         data = entry.fields.get(b"report")
         if data is None:
             if b"ended" not in entry.fields:
                 self._bury(entry, "a message without a report", repr(dict(entry.fields)).encode())
-            return None
-        if len(data) > 2 * self._max_payload:
-            self._bury(entry, f"a report of {len(data)} bytes", data)
             return None
         try:
             report = decode_report(data)
@@ -164,22 +176,43 @@ class Collector:
         if report.kind is ReportKind.UNREADABLE:
             self._bury(entry, f"in a dispatch stream: {report.reason}", report.sample)
             return None
-        return report
+        if report.kind is ReportKind.RESULT:
+            return self._mended(entry.id, report, len(data))
+        return Incoming(entry.id, report, None)
+
+    def _mended(self, entry: str, report: Report, size: int) -> Incoming:
+        """A bad result must not cost the job its end: its dispatch entry is gone, nobody reports it again."""
+        outcome, cause = report.outcome or Outcome.FAILED, report.cause or Cause.UNREADABLE
+        try:
+            result = decode_result(report.result)
+            problem = "" if report.outcome else "its channel reported no outcome"
+        except ProtocolError as error:
+            result, problem = Result(outcome=outcome, cause=cause, ended=self._clock.now()), str(error)
+        if size > 2 * self._max_payload:
+            problem = f"its output was dropped: the report had {size} bytes (max_payload: {self._max_payload})"
+        if not problem:
+            return Incoming(entry, report, result)
+        log.warning("mended a report", job=report.job, attempt=report.attempt, problem=problem)
+        value = result.value if len(result.value) <= self._max_payload else b""
+        stdout, stderr = Captured(size=result.stdout.size), Captured(size=result.stderr.size)
+        why = "\n".join(filter(None, (result.error[: self._max_payload // 4], problem)))
+        result = replace(result, outcome=outcome, cause=cause, error=why, value=value, stdout=stdout, stderr=stderr)
+        return Incoming(entry, replace(report, outcome=outcome, cause=cause, result=encode(result)), result)
 
     def _bury(self, entry: ResultEntry, reason: str, sample: bytes) -> None:
         log.warning("dead-lettered a message", reason=reason)
         self._moves.bury(reason, sample, f"results {entry.id}")
         self._moves.delete_collected([entry.id])
 
-    def _judge(self, reports: Sequence[tuple[str, Report]]) -> None:
-        decisions = self._decide([report for _, report in reports])
+    def _judge(self, reports: Sequence[Incoming]) -> None:
+        decisions = self._decide([incoming.report for incoming in reports])
         arguments: list[Any] = []
-        for (_, report), decision in zip(reports, decisions, strict=True):
-            arguments += self._ask(report, decision)
+        for incoming, decision in zip(reports, decisions, strict=True):
+            arguments += self._ask(incoming.report, decision)
         verdicts = self._moves.collect(self._fence, arguments)
         failpoint("collector.verdict.after")
-        for (entry_id, report), decision, (verdict, record) in zip(reports, decisions, verdicts, strict=True):
-            self._unwritten.append((entry_id, self._row_of(report, decision, verdict, record)))
+        for incoming, decision, (verdict, record) in zip(reports, decisions, verdicts, strict=True):
+            self._keep_row(incoming.entry, self._row_of(incoming, decision, verdict, record))
 
     def _decide(self, reports: Sequence[Report]) -> list[End | Again | None]:
         """Ends and further tries. Only a job that did not succeed needs its record looked at first."""
@@ -198,10 +231,14 @@ class Collector:
             return End(report.outcome, report.result)
         try:
             whole = decode_record(record)
-            return decide(whole.header, decode_spec(whole.spec), report, self._clock.now(), self._random)
         except ProtocolError as error:
             log.warning("a job's record cannot be read", job=report.job, error=error)
             return End(report.outcome, report.result)
+        try:
+            spec = decode_spec(whole.spec)
+        except ProtocolError:
+            spec = Spec()  # its channel cannot have read it, either
+        return decide(whole.header, spec, report, self._clock.now(), self._random)
 
     def _ask(self, report: Report, decision: End | Again | None) -> list[Any]:
         head = [report.job, report.attempt, report.entry]
@@ -209,7 +246,7 @@ class Collector:
             case End(outcome, result):
                 return [Verb.DONE, *head, int(outcome), result, self._keep.of(outcome), ""]
             case Again(delay, tries, crashes):
-                return [Verb.RETRY, *head, round(delay * 1000), tries, crashes, ""]
+                return [Verb.RETRY, *head, round(delay * 1000), tries, crashes, self._keep.failed]
             case None:
                 verb = Verb.START if report.kind is ReportKind.STARTED else Verb.RETURN
                 return [verb, *head, self._keep.failed, "", "", ""]
@@ -217,57 +254,101 @@ class Collector:
     # -- history ----------------------------------------------------------------------------------------------
 
     def _row_of(
-        self, report: Report, decision: End | Again | None, verdict: Verdict, record: bytes | None
+        self, incoming: Incoming, decision: End | Again | None, verdict: Verdict, record: bytes | None
     ) -> Row | None:
-        if verdict in (Verdict.STALE, Verdict.UNKNOWN):
-            log.info(
-                "refused a report", job=report.job, attempt=report.attempt, kind=report.kind, why=verdict.name.lower()
-            )
-            return None
+        report = incoming.report
+        if verdict is not Verdict.ACCEPTED:
+            word = verdict.name.lower()
+            log.info("refused a report", job=report.job, attempt=report.attempt, kind=report.kind, why=word)
         if record is None or decision is None:
             return None
-        packed = decision.result if isinstance(decision, End) else report.result
-        return self._row(report.job, record, packed, isinstance(decision, End))
-
-    def _row(self, job: str, record: bytes, packed: bytes, final: bool) -> Row | None:
         try:
-            whole: Record = decode_record(record)
-            result = decode_result(packed or whole.result) if packed or whole.result else _nothing_known()
+            whole = decode_record(record)
+            if verdict is Verdict.DUPLICATE:
+                return self._row(report.job, whole.header, whole.spec, whole.result, None, True)
+            if verdict is Verdict.STALE:
+                header = replace(whole.header, attempt=report.attempt, entry=report.entry)
+                return self._row(report.job, header, whole.spec, *self._own_result(incoming), False)
+            if isinstance(decision, Again) or decision.result == report.result:
+                packed, result = self._own_result(incoming)
+            else:
+                packed, result = decision.result, None
+            return self._row(report.job, whole.header, whole.spec, packed, result, isinstance(decision, End))
         except ProtocolError as error:
-            log.warning("not in the history: unreadable", job=job, error=error)
+            log.warning("not in the history: unreadable", job=report.job, error=error)
             return None
-        return row(self._identity, job, whole.header, whole.spec, result, packed or packed_result(result), final)
+
+    def _own_result(self, incoming: Incoming) -> tuple[bytes, Result]:
+        """How the attempt itself went, whatever follows for its job."""
+        if incoming.result is not None:
+            return incoming.report.result, incoming.result
+        node, _, channel = incoming.report.reason.partition("/")
+        result = Result(
+            outcome=Outcome.LOST,
+            cause=Cause.CHANNEL_LOST,
+            error="its channel process died under it",
+            ended=self._clock.now(),
+            node=node,
+            channel=channel,
+        )
+        return encode(result), result
+
+    def _row(self, job: str, header: Header, spec: bytes, packed: bytes, result: Result | None, final: bool) -> Row:
+        return row(self._identity, job, header, spec, result or decode_result(packed), packed, final)
 
     def _note_ended(self, ended: Sequence[tuple[str, str]]) -> None:
         """Ends that no channel reported (cancelled before it started, expired, lost): the record has the result."""
         records = self._survey.records([job for _, job in ended])
-        for (entry_id, job), record in zip(ended, records, strict=True):
-            self._unwritten.append((entry_id, None if record is None else self._row(job, record, b"", True)))
+        for (entry, job), record in zip(ended, records, strict=True):
+            self._keep_row(entry, None if record is None else self._row_of_ended(job, record))
+
+    def _row_of_ended(self, job: str, record: bytes) -> Row | None:
+        """None when it has not ended: somebody retried it since, or the message is not ours."""
+        try:
+            whole = decode_record(record)
+            if whole.header.state is not State.DONE:
+                return None
+            return self._row(job, whole.header, whole.spec, whole.result, None, True)
+        except ProtocolError as error:
+            log.warning("not in the history: unreadable", job=job, error=error)
+            return None
+
+    def _keep_row(self, entry: str, made: Row | None) -> None:
+        self._unwritten.append((entry, made))
+        self._unwritten_bytes += 0 if made is None else sum(len(part) for part in made if isinstance(part, bytes))
 
     def _write_history(self) -> None:
-        if not self._unwritten:
+        if not (self._unwritten or self._read_again) or self._clock.boottime() < self._history_due:
+            self._bound_memory()
             return
         try:
             self._history.add([made for _, made in self._unwritten if made is not None])
-        except sqlite3.Error as error:
-            self._history_failed(error)
+        except (sqlite3.Error, OSError) as error:
+            self._history_due = self._clock.boottime() + HISTORY_RETRY
+            log.error("cannot write the history; results wait in Redis", file=self._history.path, error=error)
+            self._bound_memory()
             return
         failpoint("collector.history.after")
-        self._moves.delete_collected([entry_id for entry_id, _ in self._unwritten])
+        if self._unwritten:
+            self._moves.delete_collected([entry for entry, _ in self._unwritten])
         failpoint("collector.delete.after")
-        self._unwritten.clear()
         if self._read_again:
-            self._read_again = False
-            self._results.rewind()
+            self._start_over()
+        else:
+            self._forget_rows()
 
-    def _history_failed(self, error: sqlite3.Error) -> None:
-        """Jobs go on: what is not in the history stays in the result stream."""
-        self._history_due = self._clock.boottime() + HISTORY_RETRY
-        log.error("cannot write the history; results wait in Redis", file=self._history.path, error=error)
-        if len(self._unwritten) > MOST_UNWRITTEN:
-            self._unwritten.clear()
+    def _bound_memory(self) -> None:
+        """Jobs go on without a history: what is not in it stays in the result stream, and is judged again."""
+        if len(self._unwritten) > MOST_UNWRITTEN or self._unwritten_bytes > MOST_UNWRITTEN_BYTES:
+            self._forget_rows()
             self._read_again = True
 
+    def _start_over(self) -> None:
+        """Read the result stream from its oldest entry on."""
+        self._results.rewind()
+        self._forget_rows()
+        self._read_again = False
 
-def _nothing_known() -> Result:
-    return Result(outcome=Outcome.NONE, cause="")
+    def _forget_rows(self) -> None:
+        self._unwritten.clear()
+        self._unwritten_bytes = 0

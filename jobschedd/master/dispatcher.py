@@ -104,6 +104,7 @@ class Dispatcher:
                 log.warning("lost the lead: standing by")
                 self._forget()
                 self._leadership.step_down()
+                self._ring_for_everything()
             except (StoreUnavailable, StoreRefused) as error:
                 self._forget()
                 beat(f"waiting for Redis: {error}")
@@ -113,12 +114,15 @@ class Dispatcher:
     def step(self, wait: Callable[[float], object]) -> str:
         """One turn; answers what to tell the supervisor."""
         if not self._leadership.hold():
+            if self._surveyed:
+                self._ring_for_everything()
             self._forget()
             wait(STANDBY_POLL)
             return "standing by"
         self._note_answer()
         if not self._surveyed:
             self._check()
+            self._load_functions()
             self._look_at_everything()
         self._listen()
         self._promote_due()
@@ -126,6 +130,19 @@ class Dispatcher:
         self._take_back()
         self._dispatch()
         return f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
+
+    def _ring_for_everything(self) -> None:
+        """What we heard since we lost the lead was meant for our successor."""
+        try:
+            self._bell.ring_for_everything()
+        except (StoreUnavailable, StoreRefused) as error:
+            log.debug("could not ring for the new leader; it looks at everything by itself", error=error)
+
+    def _load_functions(self) -> None:
+        try:
+            self._moves.load_channel_functions()
+        except StoreRefused as error:
+            log.warning("may not load the functions that channels call; they must be allowed to", error=error)
 
     def _forget(self) -> None:
         self._surveyed = False
@@ -171,7 +188,10 @@ class Dispatcher:
             self._look_at_everything()
             return
         for message in messages:
-            self._hear(message)
+            try:
+                self._hear(message)
+            except ValueError:
+                log.warning("the bell rang something unreadable", heard=":".join(message)[:80])
 
     def _patience(self) -> float:
         if self._more_to_do:
@@ -194,6 +214,8 @@ class Dispatcher:
                 self._say_goodbye(incarnation)
             case ["s"]:
                 self._due_at = 0.0
+            case ["a"]:
+                self._look_at_everything()
             case ["d"]:
                 self._drained = self._survey.drains()
                 self._open_and_close()
@@ -221,7 +243,7 @@ class Dispatcher:
         self._open_and_close()
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
-        return ChannelView(incarnation, info.node, info.channel, info.slots, frozenset(info.labels))
+        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), frozenset(info.labels))
 
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
@@ -232,7 +254,7 @@ class Dispatcher:
     def _open_and_close(self) -> None:
         for view in self._channels.values():
             names = {view.node, view.name, f"{view.node}/{view.name}"}
-            view.open = view.window >= 0 and not names & self._drained
+            view.open = view.window >= 0 and not names & self._drained and view.node != ""
 
     # -- duties with a cadence --------------------------------------------------------------------------------
 
@@ -281,14 +303,14 @@ class Dispatcher:
         for incarnation in list(self._left):
             failpoint("dispatcher.requeue.before")
             answer = self._requeue(incarnation, 0)
-            if answer.reason == "alive" or answer.requeued + answer.lost < ENTRIES_PER_REQUEUE:
+            if answer.reason != "left" or not answer.left:
                 self._left.discard(incarnation)
 
     def _take_from_lost(self, incarnation: str, missing_since: int) -> None:
         failpoint("dispatcher.requeue.before")
         view = self._channels[incarnation]
         answer = self._requeue(incarnation, missing_since)
-        if answer.reason != "alive":
+        if answer.jobs or not answer.left:
             log.warning(
                 "channel is lost: its jobs go to others",
                 channel=f"{view.node}/{view.name}",
@@ -296,7 +318,7 @@ class Dispatcher:
                 lost=answer.lost,
                 kept_back=answer.kept,
             )
-        if answer.reason != "alive" and not answer.kept and answer.requeued + answer.lost < ENTRIES_PER_REQUEUE:
+        if answer.reason != "alive" and not answer.left:
             del self._channels[incarnation]
 
     def _requeue(self, incarnation: str, missing_since: int) -> Requeued:

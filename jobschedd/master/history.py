@@ -6,8 +6,6 @@ import os
 import sqlite3
 from collections.abc import Sequence
 
-import msgspec
-
 from jobschedd.errors import ProtocolError
 from jobschedd.job import Header, Outcome, Result, Spec, decode_spec
 
@@ -31,12 +29,16 @@ CREATE TABLE IF NOT EXISTS attempts (
     ended REAL NOT NULL,
     spec BLOB NOT NULL,
     result BLOB NOT NULL,
-    PRIMARY KEY (incarnation, job, attempt)
+    -- A job may end between two attempts, too: then its last attempt has a row that is not final and one that is.
+    PRIMARY KEY (incarnation, job, attempt, final)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS attempts_by_end ON attempts (ended);
 PRAGMA user_version = 1;
 """
 _INSERT = "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+#: Seconds that a file locked by somebody else may hold up the collector: verdicts wait as long.
+LOCK_PATIENCE = 0.5
 
 Row = tuple[str | int | float | bytes | None, ...]
 _UNREADABLE = Spec()
@@ -62,8 +64,8 @@ def row(
         result.channel,
         Outcome(result.outcome).word,
         result.cause,
-        result.exit_code,
-        result.signal,
+        _small(result.exit_code),
+        _small(result.signal),
         header.submitted / 1000,
         dispatched,
         result.started,
@@ -71,6 +73,11 @@ def row(
         spec_bytes,
         packed,
     )
+
+
+def _small(number: int | None) -> int | None:
+    """None for what no process can have ended with, and no column can hold."""
+    return number if number is not None and abs(number) < 1 << 32 else None
 
 
 class History:
@@ -82,35 +89,37 @@ class History:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Insert in one transaction; rows that are there already are left alone."""
-        with self._open() as database:
-            database.executemany(_INSERT, rows)
+        try:
+            with self._open() as database:
+                database.executemany(_INSERT, rows)
+        except sqlite3.Error:
+            self.close()  # the next try opens the file anew: it may be another one by then
+            raise
 
     def close(self) -> None:
         """Close the file."""
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = self._create()
+            self._create_file()
+            self._database = sqlite3.connect(self.path, timeout=LOCK_PATIENCE)
+            self._set_up(self._database)
         return self._database
 
-    def _create(self) -> sqlite3.Connection:
+    def _create_file(self) -> None:
         try:
             os.makedirs(os.path.dirname(self.path) or ".", mode=0o700, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise sqlite3.OperationalError(f"{self.path}: {error.strerror}") from error
-        database = sqlite3.connect(self.path, timeout=5.0)
+
+    @staticmethod
+    def _set_up(database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode = WAL")
         # A power cut may cost the last rows, never the file: the result stream is trimmed after the commit, and
         # the record in Redis stays for its retention.
         database.execute("PRAGMA synchronous = NORMAL")
         database.executescript(_SCHEMA)
-        return database
-
-
-def packed_result(result: Result) -> bytes:
-    """The bytes of a result, for rows whose result no channel packed."""
-    return msgspec.msgpack.encode(result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from jobschedd.clock import Clock
-from jobschedd.errors import StoreUnavailable
+from jobschedd.errors import StoreRefused, StoreUnavailable
 from jobschedd.logs import get_logger
 from jobschedd.store.moves import Moves
 
@@ -24,11 +24,14 @@ class EpochFile:
         self.path = path
 
     def read(self) -> int:
-        """0 when none was kept."""
+        """0 when none was kept, or it cannot be read."""
         try:
             with open(self.path, encoding="ascii") as file:
-                return int(file.read().strip() or 0)
-        except (FileNotFoundError, ValueError):
+                return max(0, int(file.read(32).strip() or 0))
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            log.warning("cannot read the highest epoch we led under; Redis is trusted", file=self.path, error=error)
             return 0
 
     def write(self, epoch: int) -> None:
@@ -77,8 +80,8 @@ class Leadership:
         if self._epoch:
             try:
                 self._moves.release_lead(self._instance)
-            except StoreUnavailable:
-                log.warning("could not hand the lead over: Redis is away; a standby takes over when the lease ends")
+            except (StoreUnavailable, StoreRefused) as error:
+                log.warning("could not hand the lead over: a standby takes over when the lease ends", error=error)
             self.step_down()
 
     def _acquire(self, asked: float) -> bool:
@@ -89,11 +92,18 @@ class Leadership:
         # Counted from before the request: the server cannot have started the lease any earlier.
         self._until = asked + self._lease
         if epoch != self._epoch:
-            self._epochs.write(epoch)
+            self._keep(epoch)
             log.notice("leading", instance=self._instance, epoch=epoch)
             self._epoch = epoch
         self._other = ""
         return True
+
+    def _keep(self, epoch: int) -> None:
+        """A full disk must not stop the jobs: it costs one of two guards against an old Redis."""
+        try:
+            self._epochs.write(epoch)
+        except OSError as error:
+            log.error("cannot keep the epoch on disk", file=self._epochs.path, error=error)
 
     def _stand_by(self, holder: str) -> None:
         if holder != self._other:

@@ -6,6 +6,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from jobschedd.job import Target
 
@@ -66,12 +67,13 @@ class Placement:
 
     policy: str = "least_loaded"
     random: random.Random = field(default_factory=random.Random)
-    _turn: int = 0
+    _last: dict[int, int] = field(default_factory=dict)  # priority -> the class that was served first, the last time
 
     def place(self, demands: Iterable[Demand], channels: Iterable[ChannelView], most: int) -> list[Share]:
         """Shares of at most ``most`` jobs in all."""
         free = [channel for channel in channels if channel.room > 0]
         shares: list[Share] = []
+        first: dict[int, int] = {}
         for demand in self._in_order(demands):
             if not free or most <= 0:
                 break
@@ -86,22 +88,20 @@ class Placement:
                     most -= count
                     shares.append(Share(demand, channel.incarnation, count))
             if given:
+                first.setdefault(demand.priority, demand.job_class)
                 free = [channel for channel in free if channel.room > 0]
+        self._last |= first
         return shares
 
     def _in_order(self, demands: Iterable[Demand]) -> list[Demand]:
+        """By priority; among equals, after whichever class was served first the last time."""
         ordered = sorted(demands, key=lambda demand: (-demand.priority, demand.job_class))
-        self._turn += 1
         result: list[Demand] = []
-        start = 0
-        while start < len(ordered):
-            end = start
-            while end < len(ordered) and ordered[end].priority == ordered[start].priority:
-                end += 1
-            peers = ordered[start:end]
-            first = self._turn % len(peers)
-            result += peers[first:] + peers[:first]
-            start = end
+        for priority, group in groupby(ordered, key=lambda demand: demand.priority):
+            peers = list(group)
+            last = self._last.get(priority, -1)
+            result += [peer for peer in peers if peer.job_class > last]
+            result += [peer for peer in peers if peer.job_class <= last]
         return result
 
     def _divide(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:

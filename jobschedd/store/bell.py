@@ -2,7 +2,8 @@
 
 Messages: ``p:<class>:<priority>:<ids in the list>`` a pending list grew; ``r:<incarnation>:<taken>`` a channel
 answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
-itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``d`` a drain began or ended.
+itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``d`` a drain began or ended; ``a`` messages were
+lost: look at everything.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Bell:
         if not answer:
             return []
         return [message.decode(errors="replace").split(":") for message in answer[1]]
+
+    def ring_for_everything(self) -> None:
+        """Have the leader look at everything: somebody else may have taken messages that were meant for it."""
+        with translated():
+            self._client.rpush(self._key, "a")
 
     def silence(self) -> None:
         """Drop what has rung so far: the reader is about to look at everything."""

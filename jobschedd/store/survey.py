@@ -29,6 +29,8 @@ class ChannelInfo(msgspec.Struct, frozen=True):
 
 
 LEFT = b"left"
+#: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
+UNREADABLE = ChannelInfo(node="", channel="")
 _decoder = msgspec.json.Decoder(ChannelInfo)
 
 
@@ -57,7 +59,7 @@ class Survey:
         return {int(number): Target.from_key(text.decode()) for text, number in known.items()}
 
     def channels(self) -> dict[str, ChannelInfo | None]:
-        """Incarnation -> what it said of itself; None for one that left, or that nobody can read."""
+        """Incarnation -> what it said of itself; None for one that left."""
         with translated():
             known: Any = self._client.hgetall(self._keys.channels)
         return {incarnation.decode(): read_channel(text) for incarnation, text in known.items()}
@@ -91,10 +93,10 @@ class Survey:
 
 
 def read_channel(text: bytes | None) -> ChannelInfo | None:
-    """None for what is no channel's description."""
+    """None for a channel that left; UNREADABLE for what is no channel's description."""
     if text is None or text == LEFT:
         return None
     try:
         return _decoder.decode(text)
-    except msgspec.MsgspecError:
-        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return UNREADABLE

@@ -269,12 +269,13 @@ class TestStores:
 
     def test_ends_are_read_from_the_history_of_every_master(self, tmp_path):
         from jobschedd.job import Result
-        from jobschedd.master.history import History, packed_result, row
+        from jobschedd.job import encode
+        from jobschedd.master.history import History, row
 
         def rows(job: str, attempt: int, outcome: Outcome, final: bool):
             result = Result(outcome=outcome, cause="exit")
             header = Header(state=State.DONE, attempt=attempt, entry="5-1")
-            return [row("ab", job, header, b"", result, packed_result(result), final)]
+            return [row("ab", job, header, b"", result, encode(result), final)]
 
         first, second = History(str(tmp_path / "1.db")), History(str(tmp_path / "2.db"))
         first.add(rows("1", 1, Outcome.FAILED, False) + rows("1", 2, Outcome.SUCCEEDED, True))
