@@ -62,7 +62,7 @@ def test_redis_restarts_in_mid_load(cluster, ledger, redis_server, hard):
     """Work goes on within 5 s of its return, nothing is lost, and none of our processes had to be restarted."""
     daemons = [cluster.start("master"), cluster.start("slave", channels=3)]
     with cluster.client() as client:
-        ledger.submit(client, [ledger.item(seconds=0.05) for _ in range(300)])
+        ledger.submit(client, [ledger.item(seconds=0.05) for _ in range(180)])
     wait_until(lambda: _finished(ledger) >= 60, 20, f"a part has ended\n{cluster.logs()}")
     before = [{role: child.pid for role, child in daemon.children().items()} for daemon in daemons]
     redis_server.kill() if hard else redis_server.stop()
@@ -71,8 +71,8 @@ def test_redis_restarts_in_mid_load(cluster, ledger, redis_server, hard):
     at_return = len(ledger.events()[0])
     took = wait_until(lambda: len(ledger.events()[0]) > at_return, 5, f"work goes on\n{cluster.logs()}")
     print(f"work went on {took:.2f} s after Redis was back")
-    assert len(read_ends(cluster.history())) < 300, "void: all had ended before"
-    wait_until(lambda: _finished(ledger) >= 300, 60, f"everything has ended\n{cluster.logs()}")
+    assert len(read_ends(cluster.history())) < 180, "void: all had ended before"
+    wait_until(lambda: _finished(ledger) >= 180, 60, f"everything has ended\n{cluster.logs()}")
     assert [{role: child.pid for role, child in daemon.children().items()} for daemon in daemons] == before
     with redis_server.client() as client:
         account = judge(cluster, ledger, client, within=20)

@@ -268,7 +268,7 @@ class TestStores:
             assert records == {"1": Now("done", 3, "failed"), "2": Now("pending", 0, "none")}
 
     def test_ends_are_read_from_the_history_of_every_master(self, tmp_path):
-        from jobschedd.job import Result
+        from jobschedd.job import Result, encode
         from jobschedd.job import encode
         from jobschedd.master.history import History, row
 
