@@ -269,7 +269,6 @@ class TestStores:
 
     def test_ends_are_read_from_the_history_of_every_master(self, tmp_path):
         from jobschedd.job import Result, encode
-        from jobschedd.job import encode
         from jobschedd.master.history import History, row
 
         def rows(job: str, attempt: int, outcome: Outcome, final: bool):
