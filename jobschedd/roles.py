@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobschedd import logs
 from jobschedd.clock import SYSTEM_CLOCK
@@ -27,6 +27,7 @@ from jobschedd.node.daemonize import daemonized
 from jobschedd.node.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.slave.channel import ChannelSettings
 
 log = get_logger(__name__)
@@ -173,7 +174,8 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
     client = connect(config.connection, f"{config.node}/dispatcher")
     moves = Moves(client, keys)
     epochs = EpochFile(os.path.join(config.state_dir, f"epoch-{config.namespace}"))
-    dispatcher = Dispatcher(
+    make: Callable[..., Dispatcher] = Dispatcher if config.transport == "stream" else _publisher(config, client)
+    dispatcher = make(
         moves=moves,
         survey=Survey(client, keys),
         bell=Bell(blocking(config.connection, f"{config.node}/dispatcher/bell", timing.block), keys),
@@ -191,23 +193,47 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
     return 0
 
 
+def _publisher(config: Config, client: Any) -> Callable[..., Dispatcher]:
+    from jobschedd.master.publisher import Publisher
+    from jobschedd.store.keys import Keys
+    from jobschedd.store.publishing import Publishing
+
+    return partial(
+        Publisher,
+        publishing=Publishing(client, Keys(config.namespace), SYSTEM_CLOCK),
+        channels=config.master.channels,
+        result_timeout=config.master.result_timeout,
+        resend=config.master.on_no_receiver == "resend",
+    )
+
+
 def run_collector(config: Config, instance: str, context: ChildContext) -> int:
     """Target of the child "collector"."""
     from jobschedd.master.collector import Collector, Keep
     from jobschedd.master.history import History
+    from jobschedd.master.publisher import AnswerCollector
     from jobschedd.store.connect import blocking, connect
     from jobschedd.store.keys import Keys
     from jobschedd.store.moves import Moves
+    from jobschedd.store.publishing import AnswerStream, Publishing
     from jobschedd.store.results import ResultStream
     from jobschedd.store.survey import Survey
 
     timing, keys = config.timing, Keys(config.namespace)
     client = connect(config.connection, f"{config.node}/collector")
     keep = config.master.keep
-    collector = Collector(
-        moves=Moves(client, keys),
+    moves = Moves(client, keys)
+    reader = blocking(config.connection, f"{config.node}/collector/results", timing.block)
+    make: Callable[..., Collector]
+    if config.transport == "stream":
+        make = partial(Collector, results=ResultStream(reader, keys))
+    else:
+        publishing = Publishing(client, keys, SYSTEM_CLOCK)
+        answers = AnswerStream(reader, keys, SYSTEM_CLOCK, timing.heartbeat, moves, publishing)
+        make = partial(AnswerCollector, results=answers)
+    collector = make(
+        moves=moves,
         survey=Survey(client, keys),
-        results=ResultStream(blocking(config.connection, f"{config.node}/collector/results", timing.block), keys),
         history=History(config.master.history),
         instance=instance,
         clock=SYSTEM_CLOCK,

@@ -7,7 +7,7 @@ any doubt it is read anew. The jobs themselves never pass through this process: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jobschedd.clock import Clock
@@ -19,7 +19,7 @@ from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
-from jobschedd.store.moves import Assignment, LeaseState, Moves, Requeued
+from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
 from jobschedd.store.survey import ChannelInfo, Survey
 
 log = get_logger(__name__)
@@ -223,7 +223,7 @@ class Dispatcher:
                 log.warning("the bell rang something unknown", heard=":".join(message)[:80])
 
     def _freed(self, incarnation: str, taken: int, window: int | None = None) -> None:
-        view = self._channels.get(incarnation)
+        view = self._view_of(incarnation)
         if view is None:
             return
         view.entries = max(0, view.entries - taken)
@@ -335,17 +335,26 @@ class Dispatcher:
     def _dispatch(self) -> None:
         self._more_to_do = False
         for _ in range(ROUNDS):
-            shares = self._placement.place(self._demands(), self._channels.values(), JOBS_PER_CALL)
+            shares = self._placement.place(self._demands(), self._candidates(), JOBS_PER_CALL)
             if not shares:
                 return
             assignments = [Assignment(s.demand.job_class, s.demand.priority, s.incarnation, s.count) for s in shares]
             failpoint("dispatcher.dispatch.before")
-            answers = self._moves.dispatch(self._leadership.fence, assignments, self._keep_ms)
+            answers = self._send(assignments)
             failpoint("dispatcher.dispatch.after")
             self._note_answer()
             for assignment, answer in zip(assignments, answers, strict=True):
                 self._learn(assignment, answer.left, answer.entries, answer.window)
         self._more_to_do = True
+
+    def _candidates(self) -> Iterable[ChannelView]:
+        return self._channels.values()
+
+    def _view_of(self, incarnation: str) -> ChannelView | None:
+        return self._channels.get(incarnation)
+
+    def _send(self, assignments: Sequence[Assignment]) -> list[Dispatched]:
+        return self._moves.dispatch(self._leadership.fence, assignments, self._keep_ms)
 
     def _demands(self) -> list[Demand]:
         demands = []
@@ -362,7 +371,7 @@ class Dispatcher:
             self._pending[assignment.job_class, assignment.priority] = left
         else:
             self._pending.pop((assignment.job_class, assignment.priority), None)
-        view = self._channels.get(assignment.incarnation)
+        view = self._view_of(assignment.incarnation)
         if view is not None:
             view.entries, view.window = entries, window
             view.open = view.open and window >= 0
