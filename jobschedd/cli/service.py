@@ -31,8 +31,12 @@ _SYSUSERS = "/etc/sysusers.d/jobschedd.conf"
 _TMPFILES = "/etc/tmpfiles.d/jobschedd.conf"
 #: The units name the program as a distribution's package would have it.
 _PACKAGED_PROGRAM = "/usr/bin/jobschedd"
-#: PrivateTmp gives the service folders of its own under these names.
-_HIDDEN = ("/tmp", "/var/tmp")  # noqa: S108
+#: Folders of which services of a profile see nothing (PrivateTmp, ProtectHome).
+_HIDDEN = {
+    "standard": ("/tmp", "/var/tmp"),  # noqa: S108
+    "privileged": (),
+    "strict": ("/tmp", "/var/tmp", "/home", "/root", "/run/user"),  # noqa: S108
+}
 _VENV_HINT = "python3 -m venv /opt/jobschedd && /opt/jobschedd/bin/pip install 'jobschedd[embedded]'"
 
 
@@ -60,7 +64,7 @@ def install_service(print_only: bool, *, root: str = "/", profile: str | None = 
     staging = os.path.realpath(root) != "/"
     if not staging:
         _require_a_system()
-        _require_visible(program)
+        _require_visible(program, profile or _present_profile())
     _write_all(files, Path(root))
     if staging:
         click.echo(f"staged under {root}: no user made, nothing started")
@@ -139,10 +143,21 @@ def _require_a_system() -> None:
         )
 
 
-def _require_visible(program: str) -> None:
-    for hidden in _HIDDEN:
-        if any(path.startswith(hidden + "/") for path in (os.path.realpath(program), sys.prefix)):
-            raise JobschedError(f"{program} lies under {hidden}, of which services see none: {_VENV_HINT}")
+def _require_visible(program: str, profile: str) -> None:
+    for path in (os.path.realpath(program), sys.prefix, os.path.realpath(sys.executable)):
+        for hidden in _HIDDEN[profile]:
+            if path.startswith(hidden + "/"):
+                raise JobschedError(f"{path} lies under {hidden}, of which such a service sees nothing: {_VENV_HINT}")
+
+
+def _present_profile() -> str:
+    drop_in = Path(_UNIT_FOLDER, f"{_UNIT}.d", _DROP_IN)
+    if drop_in.exists():
+        text = drop_in.read_text(encoding="utf-8", errors="replace")
+        for profile in PROFILES[1:]:
+            if text == _resource("systemd", f"{profile}.conf"):
+                return profile
+    return "standard"
 
 
 def _write_all(files: Sequence[_File], root: Path) -> None:
@@ -228,15 +243,10 @@ def _booted() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def _runs_as_root() -> bool:
-    drop_in = Path(_UNIT_FOLDER, f"{_UNIT}.d", _DROP_IN)
-    return drop_in.exists() and drop_in.read_text(encoding="utf-8") == _resource("systemd", "privileged.conf")
-
-
 def _try_it(program: str) -> int:
     """Check the configuration as the service will: as its user, who may not reach this installation at all."""
     command = [program, "check", "--config", CONFIG]
-    user, group = (None, None) if _runs_as_root() else (USER, USER)
+    user, group = (None, None) if _present_profile() == "privileged" else (USER, USER)
     environment = {"PATH": os.environ.get("PATH", os.defpath), "STATE_DIRECTORY": SYSTEM_STATE}
     try:
         done = subprocess.run(

@@ -141,11 +141,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_an_installation_that_services_cannot_see_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_an_installation_that_services_cannot_see_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "prefix", "/tmp/venv")
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
 
-    with pytest.raises(JobschedError, match="lies under /tmp, of which services see none: python3 -m venv /opt"):
-        service._require_visible("/tmp/venv/bin/jobschedd")
+    with pytest.raises(JobschedError, match="lies under /tmp, of which such a service sees nothing: python3 -m venv"):
+        service._require_visible("/opt/jobschedd/bin/jobschedd", "standard")
 
 
 @pytest.mark.parametrize(
