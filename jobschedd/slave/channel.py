@@ -42,7 +42,7 @@ log = get_logger(__name__)
 TICK = 0.05
 #: A job that still runs after this is said to be running.
 ANNOUNCE_AFTER = 0.05
-#: An exclusive job is killed this long before the lease ends.
+#: An exclusive job is killed this long before the lease ends, or a fifth of the lease where that is shorter.
 LEASE_MARGIN = 2.0
 #: What is unanswered for this long is forced to the disk.
 SYNC_AFTER = 0.1
@@ -382,7 +382,7 @@ class Channel:
             if late:
                 self._window.note_late()
                 self._return(late)
-        if now > self._lease_until - LEASE_MARGIN and self._store is None:
+        if now > self._lease_until - min(LEASE_MARGIN, self.settings.lease / 5):
             self._executor.kill_exclusive()
         self._live.look_after()
 
