@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import psutil
+import pytest
 
 from ledger import judge
 from redis_server import wait_until
@@ -51,6 +52,33 @@ def test_a_stopped_channel_hands_its_exclusive_job_over_without_overlap(cluster,
         redis_server.resume()
     with redis_server.client() as client:
         judge(cluster, ledger, client, within=30)
+
+
+@pytest.mark.parametrize("overlap", ["allow", "forbid"])
+def test_a_node_that_is_cut_off_from_redis(cluster, ledger, redis_server, overlap):
+    """Its job goes to another node. Where it forbids an overlap, the first node has ended it by then."""
+    with redis_server.client() as admin:
+        admin.acl_setuser("cut", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"], categories=["+@all"])
+        cluster.start("master")
+        login = {"url": cluster.redis_url, "username": "cut", "password": "secret"}
+        cluster.start("slave", channels=1, redis=login)
+        with cluster.client() as client:
+            ledger.submit(client, [ledger.item(seconds=4, overlap=overlap)])
+        wait_until(lambda: _started(ledger) == 1, 10, f"the job has begun\n{cluster.logs()}")
+        cluster.start("slave", channels=1)
+        admin.acl_setuser("cut", enabled=False)
+        admin.client_kill_filter(user="cut")
+        wait_until(lambda: _started(ledger) == 2, 8, f"the other node runs it\n{cluster.logs()}")
+        first, second = (event.pid for event in ledger.events()[0])
+        assert _runs(second)
+        assert _runs(first) == (overlap == "allow")
+        admin.acl_setuser("cut", enabled=True)
+        account = judge(cluster, ledger, admin, within=20)
+        assert [end.attempt for end in account.ends] == [2]
+
+
+def _runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_stalled_redis_requeues_nobody(cluster, ledger, redis_server):
