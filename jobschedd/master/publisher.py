@@ -52,6 +52,7 @@ class Publisher(Dispatcher):
 
     def _look_at_everything(self) -> None:
         super()._look_at_everything()
+        self._publishing.announce(list(self._wires))
         self._count_unanswered()
 
     def _say_goodbye(self, incarnation: str) -> None:

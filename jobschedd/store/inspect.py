@@ -149,6 +149,8 @@ class Inspect:
                     pipeline.xrange(self.keys.dispatch(incarnation))
                 for entries in pipeline.execute():
                     ids |= {_text(fields[b"job"]) for _, fields in entries if fields and b"job" in fields}
+            for channel in self.client.smembers(self.keys.sent_channels):
+                ids |= {_text(job) for job in self.client.zrange(self.keys.sent(_text(channel)), 0, -1)}
         return sorted((job_id for job_id in ids if job_id.isdigit()), key=int, reverse=True)
 
     def _pending_ids(self) -> Iterator[str]:
@@ -195,6 +197,8 @@ class Inspect:
         newest = {_text(name): _text(incarnation) for name, incarnation in owners.items()}
         described = {_text(name): _description(data) for name, data in said.items()}
         leases = self._leases(list(described))
+        for incarnation, unanswered in self._unanswered(described).items():
+            leases[incarnation] = (leases[incarnation][0], unanswered)
         views = []
         for incarnation, about in described.items():
             if about:
@@ -219,6 +223,15 @@ class Inspect:
                 leases[incarnation] = (None if window is None else int(window), int(entries))
         return leases
 
+    def _unanswered(self, described: dict[str, dict[str, Any]]) -> dict[str, int]:
+        """What pubsub channels have instead of entries in a stream."""
+        names = {i: str(about.get("channel")) for i, about in described.items() if about.get("transport") == "pubsub"}
+        with translated():
+            pipeline = self.client.pipeline(transaction=False)
+            for name in names.values():
+                pipeline.zcard(self.keys.sent(name))
+            return dict(zip(names, pipeline.execute(), strict=True)) if names else {}
+
     def nodes(self) -> list[NodeView]:
         """Every node that is or was, by name."""
         return by_node(self.channels())
@@ -231,6 +244,8 @@ class Inspect:
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
+        if not target.node and not target.labels and self._is_published_to(target.channel):
+            return True
         if target.labels:
             return any(target.admits(view.node, view.channel, frozenset(view.labels)) for view in self.channels())
         with translated():
@@ -240,6 +255,13 @@ class Inspect:
             for _ in self.client.hscan_iter(self.keys.owners, match=pattern, count=5000):
                 return True
         return False
+
+    def _is_published_to(self, channel: str) -> bool:
+        """Whether a pubsub master publishes to this channel (to any, if empty): who listens there, nobody knows."""
+        with translated():
+            if channel:
+                return bool(self.client.sismember(self.keys.wires, channel))
+            return bool(self.client.exists(self.keys.wires))
 
     def leader(self) -> tuple[str, int] | None:
         """(fence of the leading master, milliseconds left of its lease); None where nobody leads."""
@@ -263,6 +285,9 @@ class Inspect:
             pipeline.smembers(self.keys.pending)
             newest, scheduled, uncollected, cancelling, dead, lists = pipeline.execute()
         active = sum(entries for _, entries in self._leases(incarnations).values())
+        with translated():
+            for channel in self.client.smembers(self.keys.sent_channels):
+                active += self.client.zcard(self.keys.sent(_text(channel)))
         return Counts(
             pending=sum(self._lengths([_text(name) for name in lists]).values()),
             scheduled=scheduled,

@@ -33,6 +33,7 @@ drains            hash    node, channel or node/channel -> why and since when (J
 dead              stream  messages nobody could read                                    capped
 sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
+wires             set     pubsub: channels that the master publishes to                 until another leads
 published         string  pubsub: counter that numbers dispatches                       for ever
 taken:<id>        hash    pubsub: which of our slaves took which dispatch of a job      1 day
 answer:<id>       hash    pubsub: report of our own slave, and on which dispatch        10 minutes
@@ -67,6 +68,7 @@ class Keys:
         self.dead = self.base + "dead"
         self.sent_channels = self.base + "sent"
         self.published = self.base + "published"
+        self.wires = self.base + "wires"
 
     def job(self, job_id: str) -> str:
         """The record of one job."""

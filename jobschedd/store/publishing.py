@@ -74,6 +74,13 @@ class Publishing:
         with translated():
             return script(name).call(self._client, self._keys, *args)
 
+    def announce(self, channels: Sequence[str]) -> None:
+        """For people who ask whether a channel is served at all."""
+        with translated(), self._client.pipeline() as pipe:
+            pipe.delete(self._keys.wires)
+            pipe.sadd(self._keys.wires, *channels)
+            pipe.execute()
+
     def unanswered(self, channels: Sequence[str]) -> dict[str, int]:
         """How many ids of each channel wait for an answer."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
