@@ -60,6 +60,7 @@ class Child:
     told: StopLevel = StopLevel.RUN
     kill_at: float | None = None
     killed: bool = False
+    mute: bool = False  # nothing more can come: a program closes its end when it is exec'd
     _unread: bytes = field(default=b"", repr=False)
 
     @property
@@ -105,6 +106,7 @@ class Child:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.status_fd, 65536):
                 self._unread += data
+            self.mute = True
         *lines, self._unread = self._unread.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
 

@@ -264,6 +264,8 @@ class Supervisor:
                 service = self._services.get(child.name)
                 if service is not None and service.child is child:
                     service.became_ready()
+            if child.mute:
+                self._stop_listening(child)  # a pipe at its end is readable for ever
 
     def _passes_ready_check(self, child: Child, now: float) -> bool:
         check = child.spec.ready_check
@@ -369,9 +371,12 @@ class Supervisor:
         self._selector.register(child.status_fd, selectors.EVENT_READ, child)
 
     def _unwatch(self, child: Child) -> None:
+        self._stop_listening(child)
+        child.close()
+
+    def _stop_listening(self, child: Child) -> None:
         if child.status_fd in self._selector.get_map():
             self._selector.unregister(child.status_fd)
-        child.close()
 
     def _private_fds(self) -> list[int]:
         assert isinstance(self._selector, selectors.EpollSelector)

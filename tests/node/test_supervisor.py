@@ -227,6 +227,19 @@ def test_a_program_runs_in_its_own_session_and_is_ready_when_its_check_says_so(n
     assert [each["child"] for each in node.log("stopped", child=...)] == ["channel 1", "server"]
 
 
+def test_a_quiet_supervisor_sleeps(node: Node) -> None:
+    """A program's status pipe is at its end from its exec on: that must not keep the supervisor awake."""
+    node.run([{"name": "server", "program": ["sleep", "1009"]}, child("channel 1", stage=1)])
+    node.ready_pid("channel 1")
+    supervisor = psutil.Process(node.pid)
+    began, before = time.monotonic(), sum(supervisor.cpu_times()[:2])
+    wakes = supervisor.num_ctx_switches().voluntary
+    wait_until(lambda: time.monotonic() - began > 1.5)
+    # A few children's beats and its own time-outs; a loop without sleep makes thousands, or burns the CPU.
+    assert supervisor.num_ctx_switches().voluntary - wakes < 60
+    assert sum(supervisor.cpu_times()[:2]) - before < 0.5
+
+
 def test_a_program_that_cannot_be_executed_says_so(node: Node) -> None:
     node.configure([{"name": "server", "program": ["/nonexistent/server"]}, child("channel 1", stage=1)])
     node.start()
