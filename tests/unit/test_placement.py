@@ -1,0 +1,216 @@
+"""Placement: strict priority, nobody blocked, room never exceeded, turns among equals."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobschedd.job import Target
+from jobschedd.master.placement import ChannelView, Demand, Placement
+
+POLICIES = ["least_loaded", "round_robin", "random"]
+ANYWHERE = Target()
+
+
+def channel(name: str, window: int = 1, entries: int = 0, **more) -> ChannelView:
+    return ChannelView(f"inc-{name}", "n1", name, window=window, entries=entries, **more)
+
+
+def demand(number: int, count: int, priority: int = 0, target: Target = ANYWHERE) -> Demand:
+    return Demand(number, priority, target, count)
+
+
+def placement(policy: str = "least_loaded", seed: int = 1) -> Placement:
+    return Placement(policy, random.Random(seed))
+
+
+def given_out(shares) -> Counter:
+    counts: Counter = Counter()
+    for share in shares:
+        counts[share.demand.job_class, share.incarnation] += share.count
+    return counts
+
+
+CHANNELS = st.lists(
+    st.builds(
+        ChannelView,
+        incarnation=st.uuids().map(str),
+        node=st.sampled_from(["n1", "n2"]),
+        name=st.sampled_from(["1", "2", "gpu"]),
+        slots=st.integers(1, 4),
+        labels=st.frozensets(st.sampled_from(["gpu", "big"])),
+        window=st.integers(-1, 8),
+        entries=st.integers(0, 8),
+        open=st.booleans(),
+    ),
+    max_size=6,
+    unique_by=lambda view: view.incarnation,
+)
+TARGETS = st.builds(
+    Target,
+    node=st.sampled_from(["", "n1", "n3"]),
+    channel=st.sampled_from(["", "gpu"]),
+    labels=st.sampled_from([(), ("gpu",), ("absent",)]),
+)
+DEMANDS = st.lists(
+    st.builds(
+        Demand,
+        job_class=st.integers(1, 5),
+        priority=st.sampled_from([-100, 0, 0, 7, 100]),
+        target=TARGETS,
+        count=st.integers(1, 20),
+    ),
+    max_size=6,
+    unique_by=lambda one: (one.job_class, one.priority),
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_laws(policy):
+    @given(CHANNELS, DEMANDS, st.integers(0, 30), st.integers())
+    def check(channels, demands, most, seed):
+        room = {view.incarnation: max(0, view.room) for view in channels}
+        shares = placement(policy, seed).place(demands, channels, most)
+        used: Counter = Counter()
+        served: Counter = Counter()
+        by_name = {view.incarnation: view for view in channels}
+        for share in shares:
+            view = by_name[share.incarnation]
+            assert share.count > 0
+            assert share.demand.target.admits(view.node, view.name, view.labels)
+            used[share.incarnation] += share.count
+            served[share.demand] += share.count
+        assert all(used[name] <= room[name] for name in used), "room is never exceeded"
+        assert all(served[one] <= one.count for one in served), "nobody gets more than he asked for"
+        assert sum(served.values()) <= most
+        # A demand goes short only where nothing that admits it has room left, or the call may move no more.
+        for one in demands:
+            if served[one] < one.count and sum(served.values()) < most:
+                for view in channels:
+                    if one.target.admits(view.node, view.name, view.labels):
+                        assert used[view.incarnation] == room[view.incarnation]
+        # Strict priority: whatever a channel took, no higher demand that it admits went short.
+        for share in shares:
+            view = by_name[share.incarnation]
+            for one in demands:
+                if one.priority > share.demand.priority and one.target.admits(view.node, view.name, view.labels):
+                    assert served[one] == one.count
+
+    check()
+
+
+class TestPriority:
+    def test_the_higher_goes_first(self):
+        shares = placement().place([demand(1, 5), demand(2, 1, 100), demand(3, 5, -100)], [channel("1", 2)], 1000)
+        assert given_out(shares) == {(2, "inc-1"): 1, (1, "inc-1"): 1}
+
+    def test_a_class_that_nobody_serves_blocks_nobody(self):
+        nowhere = Target(channel="absent")
+        shares = placement().place([demand(1, 5, 100, nowhere), demand(2, 5)], [channel("1", 3)], 1000)
+        assert given_out(shares) == {(2, "inc-1"): 3}
+
+    def test_no_more_than_asked_for_in_all(self):
+        shares = placement().place([demand(1, 50)], [channel("1", 20), channel("2", 20)], 15)
+        assert sum(share.count for share in shares) == 15
+
+
+class TestClosed:
+    def test_nothing_goes_to_a_closed_channel(self):
+        assert placement().place([demand(1, 5)], [channel("1", 3, open=False)], 1000) == []
+
+    def test_nothing_goes_to_one_without_a_lease(self):
+        assert placement().place([demand(1, 5)], [channel("1", -1)], 1000) == []
+
+    def test_what_was_given_out_counts_at_once(self):
+        views = [channel("1", 3)]
+        turn = placement()
+        assert sum(share.count for share in turn.place([demand(1, 2)], views, 1000)) == 2
+        assert sum(share.count for share in turn.place([demand(1, 2)], views, 1000)) == 1
+        assert turn.place([demand(1, 2)], views, 1000) == []
+
+
+class TestTurns:
+    def turns(self, classes: int, passes: int, idle: int = 0) -> Counter:
+        """Who gets the only free place, pass after pass, each pass with ``idle`` further looks that find no room."""
+        got: Counter = Counter()
+        turn = placement()
+        demands = [demand(number, 100) for number in range(1, classes + 1)]
+        for _ in range(passes):
+            view = channel("1", 1)
+            for share in turn.place(demands, [view], 1000):
+                got[share.demand.job_class] += share.count
+            for _ in range(idle):
+                assert turn.place(demands, [view], 1000) == []
+        return got
+
+    @pytest.mark.parametrize("idle", [0, 1, 2, 3])
+    @pytest.mark.parametrize("classes", [2, 3, 4, 5])
+    def test_equals_take_turns_however_often_one_looks(self, classes, idle):
+        got = self.turns(classes, 10 * classes, idle)
+        assert got == dict.fromkeys(range(1, classes + 1), 10)
+
+    def test_a_class_with_a_channel_of_its_own_keeps_nobody_from_his_turn(self):
+        got: Counter = Counter()
+        turn = placement()
+        own = Target(channel="2")
+        for _ in range(30):
+            views = [channel("1", 1), channel("2", 1)]
+            demands = [demand(1, 9), demand(2, 9), demand(3, 9, target=own)]
+            for share in turn.place(demands, views, 1000):
+                got[share.demand.job_class] += share.count
+        assert sum(got.values()) == 60
+        assert min(got.values()) >= 10
+
+    def test_priorities_take_turns_apart(self):
+        got: Counter = Counter()
+        turn = placement()
+        for _ in range(10):
+            demands = [demand(1, 1, 5), demand(2, 1, 5), demand(3, 1), demand(4, 1)]
+            for share in turn.place(demands, [channel("1", 3)], 1000):
+                got[share.demand.job_class] += share.count
+        assert got == {1: 10, 2: 10, 3: 5, 4: 5}
+
+
+class TestPolicies:
+    def test_least_loaded_fills_the_emptier_first(self):
+        views = [channel("1", 10, 4), channel("2", 10, 0), channel("3", 10, 2)]
+        assert given_out(placement().place([demand(1, 6)], views, 1000)) == {(1, "inc-2"): 4, (1, "inc-3"): 2}
+
+    def test_least_loaded_counts_by_slots(self):
+        views = [channel("1", 10, 2, slots=4), channel("2", 10, 1)]
+        assert given_out(placement().place([demand(1, 2)], views, 1000)) == {(1, "inc-1"): 2}
+
+    def test_least_loaded_draws_among_equals(self):
+        first = Counter()
+        turn = placement()
+        for _ in range(300):
+            views = [channel(str(number)) for number in range(3)]
+            first += given_out(turn.place([demand(1, 1)], views, 1000))
+        assert len(first) == 3 and min(first.values()) > 50
+
+    def test_round_robin_goes_on_where_it_stopped(self):
+        order = []
+        turn = placement("round_robin")
+        for _ in range(6):
+            views = [channel(name, 5) for name in ("3", "1", "2")]
+            order += [share.incarnation for share in turn.place([demand(1, 1)], views, 1000)]
+        assert order == ["inc-1", "inc-2", "inc-3"] * 2
+
+    def test_round_robin_skips_who_is_full(self):
+        views = [channel("1", 1), channel("2", 9)]
+        assert given_out(placement("round_robin").place([demand(1, 5)], views, 1000)) == {
+            (1, "inc-1"): 1,
+            (1, "inc-2"): 4,
+        }
+
+    def test_random_reaches_everybody(self):
+        got = Counter()
+        turn = placement("random")
+        for _ in range(300):
+            views = [channel(str(number), 5) for number in range(3)]
+            got += given_out(turn.place([demand(1, 1)], views, 1000))
+        assert len(got) == 3 and min(got.values()) > 50

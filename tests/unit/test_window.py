@@ -1,0 +1,82 @@
+"""The window: slots, and what is expected to start within the time given."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobschedd.slave.window import ENOUGH, MOST_PREFETCH, Window
+
+
+def used(duration: float, times: int = 200, slots: int = 1, seconds: float = 0.05) -> Window:
+    window = Window(slots, seconds)
+    for _ in range(times):
+        window.note_end(duration)
+    return window
+
+
+def test_unknown_durations_prefetch_nothing():
+    window = Window(3, 0.05)
+    for _ in range(ENOUGH):
+        assert window.size(0.0) == 3
+        window.note_end(0.0001)
+    assert window.size(0.0) > 3
+
+
+def test_instant_jobs_prefetch_up_to_the_bound():
+    assert used(0.0, slots=4).prefetch() == MOST_PREFETCH
+
+
+@pytest.mark.parametrize("duration", [0.05, 0.1, 5.0, 3600.0])
+def test_long_jobs_prefetch_nothing(duration):
+    assert used(duration).size(0.0) == 1
+
+
+def test_one_long_job_counts_at_once():
+    window = used(0.0001)
+    assert window.prefetch() > 0
+    window.note_end(2.0)
+    assert window.prefetch() == 0
+
+
+def test_trust_comes_back_slowly():
+    window = used(0.0001)
+    window.note_end(2.0)
+    for _ in range(10):
+        window.note_end(0.0001)
+    assert window.prefetch() == 0
+    for _ in range(200):
+        window.note_end(0.0001)
+    assert window.prefetch() > 0
+
+
+def test_while_a_job_runs_on_nothing_waits_behind_it():
+    window = used(0.0001, slots=2)
+    assert window.size(0.049) > 2
+    assert window.size(0.051) == 2
+
+
+def test_late_prefetch_ends_trust_until_more_has_ended():
+    window = used(0.0001)
+    window.note_late()
+    assert window.prefetch() == 0
+    for _ in range(ENOUGH):
+        window.note_end(0.0001)
+    assert window.prefetch() > 0
+
+
+def test_switched_off():
+    assert used(0.0001, seconds=0.0).size(0.0) == 1
+
+
+@given(st.integers(1, 64), st.lists(st.floats(0, 10), max_size=50), st.floats(0, 1))
+def test_never_below_the_slots_nor_beyond_the_time(slots, durations, longest):
+    window = Window(slots, 0.05)
+    for duration in durations:
+        window.note_end(duration)
+    assert slots <= window.size(longest) <= slots + MOST_PREFETCH
+    prefetch = window.prefetch()
+    assert prefetch == 0 or prefetch & (prefetch - 1) == 0, "a power of two"
+    if durations and prefetch:
+        assert prefetch * min(durations) / slots <= 0.05 + 1e-9
