@@ -166,7 +166,8 @@ def _name(field: str, value: Any) -> str:
 
 
 def _channel(field: str, value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    text = str(value) if number else value
     if not isinstance(text, str) or not 1 <= len(text.split("/")) <= 2:
         raise InvalidJob(field, f"{_shown(value)} is no channel: write CHANNEL or NODE/CHANNEL")
     for part in text.split("/"):

@@ -5,7 +5,23 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from jobschedd.job import RETRYABLE, UNCHARGED, Cause, Flag, Header, Outcome, Report, ReportKind, Result, Spec, encode
+from msgspec.structs import replace
+
+from jobschedd.errors import ProtocolError
+from jobschedd.job import (
+    RETRYABLE,
+    UNCHARGED,
+    Cause,
+    Flag,
+    Header,
+    Outcome,
+    Report,
+    ReportKind,
+    Result,
+    Spec,
+    decode_result,
+    encode,
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +46,10 @@ def decide(header: Header, spec: Spec, report: Report, now: float, jitter: rando
     if report.kind is ReportKind.CRASHED:
         return _after_crash(header, spec, report, now)
     end = End(report.outcome, report.result)
-    if report.outcome is Outcome.SUCCEEDED or Flag.CANCEL_REQUESTED in header.flags:
+    if report.outcome is Outcome.SUCCEEDED:
         return end
+    if Flag.CANCEL_REQUESTED in header.flags:
+        return _cancelled(report, now) if report.cause in UNCHARGED else end
     if report.cause in UNCHARGED:
         if spec.retry_on_loss:
             return Again(0.0, header.tries, header.crashes)
@@ -64,6 +82,15 @@ def _after_crash(header: Header, spec: Spec, report: Report, now: float) -> End 
     if not spec.retry_on_loss:
         return _end(report, Outcome.LOST, Cause.CHANNEL_LOST, "its channel process died under it", now)
     return Again(0.0, header.tries, crashes)
+
+
+def _cancelled(report: Report, now: float) -> End:
+    """Interrupted by us before the request to cancel it arrived: what the user asked for has come about."""
+    try:
+        result = replace(decode_result(report.result), outcome=Outcome.CANCELLED, cause=Cause.CANCELLED)
+    except ProtocolError:
+        return _end(report, Outcome.CANCELLED, Cause.CANCELLED, "interrupted while it was being cancelled", now)
+    return End(Outcome.CANCELLED, encode(result))
 
 
 def _end(report: Report, outcome: Outcome, cause: Cause, why: str, now: float) -> End:

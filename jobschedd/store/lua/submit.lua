@@ -1,6 +1,6 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id classes scheduled expiring bell pending
+-- KEYS: operation next_id classes scheduled expiring
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
