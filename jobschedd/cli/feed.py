@@ -54,7 +54,7 @@ def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bo
                 if wait:
                     ids += accepted
     except (JobschedError, KeyboardInterrupt):
-        note(f"{feed.submitted} jobs were submitted before this")
+        note(f"{feed.submitted} job{_were(feed.submitted)} submitted before this")
         raise
     if not wait:
         return 0
@@ -64,6 +64,10 @@ def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bo
 
     with ours():
         return wait_for(client, [Job(client, job_id) for job_id in ids], None)
+
+
+def _were(count: int) -> str:
+    return " was" if count == 1 else "s were"
 
 
 class _Feed:
