@@ -1,7 +1,7 @@
 """A machine of our own with a real systemd: this machine's root below a throw-away overlay, booted by systemd-nspawn.
 
-Nothing of it outlives the test run: mounts live in a mount namespace of their own, processes in a pid namespace whose
-first process dies with the test.
+Nothing of it outlives the test run, not even a killed one: it lives in a mount and a pid namespace of its own, and the
+first process of that one dies with the test.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from wheel import build_wheel
 PROGRAM = "/opt/jobschedd"
 _PYTHON = "/opt/python"
 _CGROUPS = [Path("/sys/fs/cgroup", each) for each in (".", "systemd", "unified")]
+_ALONE = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # Cgroups of our own, because nspawn's have fixed names.
 _BOOT = """
@@ -59,9 +59,9 @@ def why_not() -> str:
     for command, package in (("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux")):
         if shutil.which(command) is None:
             return f"{command} is not installed (apt-get install {package})"
-    trial = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    trial = [*_ALONE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     tried = subprocess.run(trial, capture_output=True, text=True, check=False)
-    return f"no mounts allowed here: {tried.stderr.strip()}" if tried.returncode else ""
+    return f"no namespaces and mounts allowed here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 class Machine:
@@ -79,10 +79,9 @@ class Machine:
         libraries = Path(pytest.__file__).parents[1]
         # Elsewhere, because the service user may not be allowed where they are.
         binds = [f"--bind-ro={libraries}:/opt/libraries", f"--bind-ro={sys.base_prefix}:{_PYTHON}"]
-        command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _BOOT, "boot"]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [*command, str(self._folder), self._name, *binds],
+                [*_ALONE, "bash", "-c", _BOOT, "boot", str(self._folder), self._name, *binds],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -95,7 +94,7 @@ class Machine:
         if self._process.poll() is not None:
             pytest.fail(f"systemd-nspawn ended with {self._process.returncode}:\n{self._log.read_text()}")
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            self._leader = psutil.Process(self._process.pid).children()[0].pid
+            self._leader = psutil.Process(self._process.pid).children()[0].children()[0].pid
             return self.run("systemctl", "is-system-running", check=False).strip() in ("running", "degraded")
         return False
 
@@ -119,19 +118,21 @@ class Machine:
 
     def close(self) -> None:
         """The kernel ends the whole pid namespace with its first process, and the mounts with the last one."""
-        if self._leader:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._leader, signal.SIGKILL)
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
             self._process.kill()
             self._process.wait()
-        for tree in _CGROUPS:
-            for folder, _, _ in os.walk(tree / self._name, topdown=False):
-                Path(folder).rmdir()
+        self.wait_until(self._is_gone, 10, "the machine's processes and cgroups are gone")
         self._folder.rmdir()
         self._log.unlink()
+
+    def _is_gone(self) -> bool:
+        try:
+            for tree in _CGROUPS:
+                for folder, _, _ in os.walk(tree / self._name, topdown=False):
+                    Path(folder).rmdir()
+        except OSError:  # a process is still ending
+            return False
+        return True
 
     # Inside
 

@@ -11,7 +11,7 @@ from machine import PROGRAM, Machine
 
 from .conftest import CONFIG, Service
 
-pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.xdist_group("systemd")]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow]
 
 UNIT = Service.unit
 
