@@ -37,6 +37,7 @@ LAST_RESULTS = 5.0
 MASTER_STOP = 10.0
 SERVER_STOP = 30.0
 PROBE_PATIENCE = 20.0
+SHORTEST_KEEP_MS = 10_000
 SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
 
 
@@ -90,7 +91,7 @@ def build_fingerprint() -> str:
 
 
 def new_build_runs() -> bool:
-    """Whether the program that is installed now starts at all: replacing ourselves by a broken one would end the node."""
+    """Whether the program that is installed now starts: replacing ourselves by a broken one would end the node."""
     probe = (sys.executable, "-m", "jobschedd.cli.daemon", "--version")
     try:
         answer = subprocess.run(probe, capture_output=True, text=True, timeout=PROBE_PATIENCE, check=False)
@@ -185,7 +186,7 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
         lease=timing.lease,
         reap_scan=timing.reap_scan,
         block=timing.block,
-        keep_ms=round(config.master.keep.failed * 1000),
+        keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
     )
     context.ready()
@@ -238,7 +239,7 @@ def run_collector(config: Config, instance: str, context: ChildContext) -> int:
         instance=instance,
         clock=SYSTEM_CLOCK,
         block=timing.block,
-        keep=Keep(round(keep.succeeded * 1000), round(keep.failed * 1000)),
+        keep=Keep(_keep_ms(keep.succeeded), _keep_ms(keep.failed)),
         max_payload=config.master.max_payload,
     )
     context.ready()
@@ -321,6 +322,11 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         drain_timeout=slave.drain_timeout,
         transport=config.transport,
     )
+
+
+def _keep_ms(seconds: float) -> int:
+    """A record must outlive its way into the history, whatever the retention."""
+    return max(SHORTEST_KEEP_MS, round(seconds * 1000))
 
 
 def _stopping(context: ChildContext) -> Callable[[], bool]:

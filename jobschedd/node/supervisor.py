@@ -92,7 +92,7 @@ class Supervisor:
         self._reload_at: float | None = None
         self._reload_allowed_at = 0.0
         self._reload_problem = ""
-        self._round_began = 0.0
+        self._round_began = clock.boottime()
         self._watchdog_at = 0.0
         self._extend_at = 0.0
 
