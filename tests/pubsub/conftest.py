@@ -6,6 +6,7 @@ import sqlite3
 
 import pytest
 
+from blackhole import blackhole  # noqa: F401 - a fixture
 from cluster import Cluster
 from ledger import Ledger
 from wire import foreigner  # noqa: F401 - a fixture

@@ -134,9 +134,7 @@ def test_more_than_fit_into_memory_are_dead_lettered(classic, cluster, redis_ser
                 pipe.publish("CHANNEL_DISPATCH_1", f"more-{number}")
             pipe.execute()
         wait_until(lambda: client.exists(DEAD) and client.xinfo_stream(DEAD)["length"] >= 50, 10, "dead letters")
-        assert {letter["reason"] for letter in letters(client)} == {
-            "10000 messages wait for a slot: no room for more"
-        }
+        assert {letter["reason"] for letter in letters(client)} == {"10000 messages wait for a slot: no room for more"}
         assert client.xlen(DEAD) == 50
     assert len([line for line in cluster.logs().splitlines() if "no room for more" in line]) <= 50
     slave.signal("supervisor", signal.SIGINT)
