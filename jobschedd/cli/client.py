@@ -100,6 +100,10 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        # A full disk, a folder that may not be written: nothing that a traceback would explain better.
+        click.echo(f"jobsched: {error}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

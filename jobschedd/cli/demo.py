@@ -121,13 +121,15 @@ class _Fleet:
         while time.monotonic() < deadline:
             if self._daemon.poll() is not None:
                 raise JobschedError(f"the daemon ended with exit code {self._daemon.returncode}:\n{self._last_words()}")
+            if "GIVEN UP" in self._log.read_text(errors="replace"):
+                raise JobschedError(f"the daemon gave a process up:\n{self._last_words()}")
             try:
                 channels = client.channels()
                 if sum(one.state == "up" for one in channels) == self._channels and client.inspect.leader():
                     return
             except JobschedError:
                 pass  # its Redis is not up yet
-            time.sleep(0.02)
+            time.sleep(0.03)
         raise JobschedError(f"not all channels came up within {_UP_WITHIN:g} s:\n{self._last_words()}")
 
     def _last_words(self) -> str:
