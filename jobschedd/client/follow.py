@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobschedd.client.session import Session
-from jobschedd.errors import StoreUnavailable
+from jobschedd.client.waiting import ended
+from jobschedd.errors import StoreUnavailable, WaitTimeout
 from jobschedd.job import Captured, State
 from jobschedd.store.listen import LiveOutput, OutputEntry
 from jobschedd.store.views import JobView
@@ -56,7 +57,8 @@ class Follower:
                 entries = self._read(live, _BRISK if brisk else _CALM)
                 for entry in entries:
                     yield from self._shown(entry)
-                if (not entries or entries[-1].end) and self._has_ended():
+                attempt_is_over = bool(entries) and entries[-1].end
+                if (attempt_is_over and self._has_verdict()) or (not entries and self._has_ended()):
                     yield from self._rest()
                     return
                 if not entries:
@@ -70,6 +72,15 @@ class Follower:
         except StoreUnavailable:
             self._session.patiently(lambda: self._session.inspect.records([self._job_id]))
             return []
+
+    def _has_verdict(self) -> bool:
+        """The last output comes a moment before the verdict, which is the end or another try."""
+        try:
+            for _, view in ended(self._session, [self._job_id], _BRISK):
+                self.view = view
+        except WaitTimeout:
+            return False
+        return True
 
     def _has_ended(self) -> bool:
         (record,) = self._session.patiently(lambda: self._session.inspect.records([self._job_id]))
