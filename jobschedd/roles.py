@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from jobschedd.logs import get_logger
 from jobschedd.node.child import ChildSpec
 from jobschedd.node.context import ChildContext, StopLevel
 from jobschedd.node.daemonize import daemonized
+from jobschedd.node.pidfile import AlreadyRunning, PidFile
 from jobschedd.node.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -41,32 +44,77 @@ SHORTEST_KEEP_MS = 10_000
 SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
 
 
+@dataclass(frozen=True)
+class MasterInstance:
+    """One start of the supervisor as a master, and the one before it in this state directory, which is dead."""
+
+    id: str
+    predecessor: str = ""
+
+    @classmethod
+    def succeed(cls, config: Config, held: ExitStack) -> MasterInstance:
+        """A new instance. Only the first master of a state directory has a predecessor; another one stands by."""
+        if not config.is_master:
+            return cls(secrets.token_hex(8))
+        try:
+            held.enter_context(_lock(config, f"master-{config.namespace}"))
+        except AlreadyRunning:
+            return cls(secrets.token_hex(8))
+        path = Path(config.state_dir) / f"instance-{config.namespace}"
+        predecessor = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else ""
+        instance = cls(secrets.token_hex(8), predecessor)
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(instance.id)
+        return instance
+
+
 def run(config_path: str, daemonize: bool = False, pidfile: str | None = None) -> int:
-    """Run the daemon that ``config_path`` describes until it is stopped; the exit code. Raises ConfigError."""
+    """Run the daemon that ``config_path`` describes until it is stopped; the exit code.
+
+    Raises ConfigError, and AlreadyRunning when this node's slave or this embedded server runs already.
+    """
     config = load(config_path)
     for warning in config.warnings:
         print(f"jobschedd: warning: {warning}", file=sys.stderr)  # noqa: T201 - nobody logs yet
     _make_private(config.state_dir)
-    instance = secrets.token_hex(8)
     build = build_fingerprint()
-
-    def load_children() -> Sequence[ChildSpec]:
-        current = load(config_path)
-        if (current.state_dir, current.redis.embedded) != (config.state_dir, config.redis.embedded):
-            problem = "cannot change while the daemon runs: restart it instead"
-            raise ConfigError([ConfigProblem(current.source, None, "state_dir, redis.url", problem)])
-        _configure_logs(current)
-        return children(current, instance)
-
-    with daemonized(detach=daemonize, pidfile=Path(pidfile) if pidfile else None) as readiness:
+    with ExitStack() as held:
+        readiness = held.enter_context(daemonized(detach=daemonize, pidfile=Path(pidfile) if pidfile else None))
+        if config.redis.embedded:
+            held.enter_context(_lock(config, "redis"))
+            _await_former_server(config)
+        if config.is_slave:
+            held.enter_context(_lock(config, f"slave-{config.namespace}-{config.node}"))
+        instance = MasterInstance.succeed(config, held)
         _configure_logs(config)
         supervisor = Supervisor(
-            load_children,
+            partial(_load_children, config_path, config, instance),
             name=", ".join(config.roles),
             on_ready=readiness.ready,
             build_changed=lambda: build_fingerprint() != build and new_build_runs(),
         )
         return supervisor.run()
+
+
+def _await_former_server(config: Config) -> None:
+    from jobschedd.store import embedded
+
+    embedded.await_predecessor(config.state_dir)
+
+
+def _load_children(config_path: str, first: Config, instance: MasterInstance) -> Sequence[ChildSpec]:
+    """At the start and at every reload."""
+    config = load(config_path)
+    fixed = (config.state_dir, config.redis.embedded, config.namespace, config.node)
+    if fixed != (first.state_dir, first.redis.embedded, first.namespace, first.node):
+        problem = "cannot change while the daemon runs: restart it instead"
+        raise ConfigError([ConfigProblem(config.source, None, "state_dir, namespace, node or redis.url", problem)])
+    _configure_logs(config)
+    return children(config, instance)
+
+
+def _lock(config: Config, name: str) -> PidFile:
+    return PidFile(Path(config.state_dir) / f"{name}.lock")
 
 
 def _configure_logs(config: Config) -> None:
@@ -103,7 +151,7 @@ def new_build_runs() -> bool:
     return answer.returncode == 0
 
 
-def children(config: Config, instance: str) -> list[ChildSpec]:
+def children(config: Config, instance: MasterInstance) -> list[ChildSpec]:
     """The processes of this configuration. ``instance`` names this start of the supervisor as a master."""
     specs: list[ChildSpec] = []
     if config.redis.embedded:
@@ -133,7 +181,7 @@ def _embedded_server(config: Config) -> ChildSpec:
     )
 
 
-def _master(config: Config, instance: str) -> list[ChildSpec]:
+def _master(config: Config, instance: MasterInstance) -> list[ChildSpec]:
     fingerprint = config.master_fingerprint()
     return [
         ChildSpec(
@@ -160,7 +208,7 @@ def _channel(config: Config, name: str) -> ChildSpec:
 # -- the children's targets: each runs in its own process, after the fork --------------------------------------
 
 
-def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
+def run_dispatcher(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "dispatcher"."""
     from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.master.leadership import EpochFile, Leadership
@@ -180,7 +228,7 @@ def run_dispatcher(config: Config, instance: str, context: ChildContext) -> int:
         moves=moves,
         survey=Survey(client, keys),
         bell=Bell(blocking(config.connection, f"{config.node}/dispatcher/bell", timing.block), keys),
-        leadership=Leadership(moves, instance, timing.leader_lease, epochs, SYSTEM_CLOCK),
+        leadership=Leadership(moves, instance.id, timing.leader_lease, epochs, SYSTEM_CLOCK, instance.predecessor),
         placement=Placement(config.master.placement),
         clock=SYSTEM_CLOCK,
         lease=timing.lease,
@@ -208,7 +256,7 @@ def _publisher(config: Config, client: Any) -> Callable[..., Dispatcher]:
     )
 
 
-def run_collector(config: Config, instance: str, context: ChildContext) -> int:
+def run_collector(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "collector"."""
     from jobschedd.master.collector import Collector, Keep
     from jobschedd.master.history import History
@@ -236,7 +284,7 @@ def run_collector(config: Config, instance: str, context: ChildContext) -> int:
         moves=moves,
         survey=Survey(client, keys),
         history=History(config.master.history),
-        instance=instance,
+        instance=instance.id,
         clock=SYSTEM_CLOCK,
         block=timing.block,
         keep=Keep(_keep_ms(keep.succeeded), _keep_ms(keep.failed)),
@@ -283,7 +331,7 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
             inlet=inlet,
         )
 
-    home = Home(os.path.join(config.state_dir, config.namespace), name)
+    home = Home(os.path.join(config.state_dir, config.namespace, config.node), name)
     return Channel(_channel_settings(config, name), home, open_store, context).run()
 
 

@@ -46,13 +46,19 @@ class EpochFile:
 
 
 class Leadership:
-    """The dispatcher's side: acquire, renew in time, step down in time."""
+    """The dispatcher's side: acquire, renew in time, step down in time.
 
-    def __init__(self, moves: Moves, instance: str, lease: float, epochs: EpochFile, clock: Clock) -> None:
+    ``predecessor``: the instance that led from this state directory before; its supervisor is known to be dead.
+    """
+
+    def __init__(
+        self, moves: Moves, instance: str, lease: float, epochs: EpochFile, clock: Clock, predecessor: str = ""
+    ) -> None:
         self._moves = moves
         self._instance = instance
         self._lease = lease
         self._epochs = epochs
+        self._predecessor = predecessor
         self._clock = clock
         self._until = 0.0  # boot time until which the lease surely lasts
         self._epoch = 0
@@ -85,7 +91,8 @@ class Leadership:
             self.step_down()
 
     def _acquire(self, asked: float) -> bool:
-        epoch, holder = self._moves.acquire_lead(self._instance, round(self._lease * 1000), self._epochs.read() + 1)
+        lease, lowest = round(self._lease * 1000), self._epochs.read() + 1
+        epoch, holder = self._moves.acquire_lead(self._instance, lease, lowest, self._predecessor)
         if epoch is None:
             self._stand_by(holder)
             return False

@@ -33,18 +33,19 @@ class PidFile:
     def __init__(self, path: Path) -> None:
         # DaemonContext changes the directory before it opens this.
         self._path = path.absolute()
+        self._heirloom = f"pidfile {self._path}"
         self._fd = -1
         self._owner = 0
 
     def __enter__(self) -> PidFile:
-        inherited = handover.take("pidfile")
+        inherited = handover.take(self._heirloom)
         self._fd = self._open_locked() if inherited is None else int(inherited)
         os.set_inheritable(self._fd, False)
         self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{self._owner}\n".encode(), 0)
         os.register_at_fork(after_in_child=self._let_go)
-        handover.leave("pidfile", self._legacy)
+        handover.leave(self._heirloom, self._legacy)
         return self
 
     def __exit__(
@@ -54,7 +55,7 @@ class PidFile:
             return
         # Before the lock is free: afterwards it could be the next owner's file.
         self._path.unlink(missing_ok=True)
-        handover.forget("pidfile")
+        handover.forget(self._heirloom)
         self._let_go()
 
     def _legacy(self) -> tuple[Any, Iterable[int]]:

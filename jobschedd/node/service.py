@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobschedd.node.child import Child, ChildSpec
 from jobschedd.node.restart import RestartLimits, RestartPolicy
+
+NEVER = 1 << 30
 
 
 class Service:
@@ -21,7 +25,8 @@ class Service:
         #: The latest moment at which the start of later stages stops waiting for this one.
         self.settle_by: float | None = None
         self._was_ready = False
-        self._policy = RestartPolicy(limits)
+        # Everything else needs the program (a server); it may come back when a disk has room again.
+        self._policy = RestartPolicy(replace(limits, max_failures=NEVER) if spec.program is not None else limits)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,8 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from jobschedd.config import socket_path
 from jobschedd.errors import StoreRefused
 from jobschedd.store.connect import OLDEST_SERVER
@@ -33,7 +35,40 @@ def command(state_dir: str) -> tuple[str, ...]:
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no", "--loglevel", "warning"),
+        *("--pidfile", _pid_file(state_dir)),
     )
+
+
+def await_predecessor(state_dir: str, patience: float = 30.0) -> None:
+    """Wait until a server that an earlier daemon left behind has ended; the caller holds the directory's lock.
+
+    A killed daemon's server is told to stop by the kernel and saves first. Two servers must never share the
+    directory, and a leaving one removes the socket, even a new one's. Raises StoreRefused when it stays.
+    """
+    process = _predecessor(state_dir)
+    if process is None:
+        return
+    try:
+        process.terminate()
+        process.wait(patience)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        raise StoreRefused(f"an earlier embedded server (pid {process.pid}) does not stop; end it by hand") from None
+
+
+def _predecessor(state_dir: str) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int(Path(_pid_file(state_dir)).read_text(encoding="ascii")))
+        is_ours = any(socket_path(state_dir) in word for word in process.cmdline())
+    except (OSError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+    # After a re-execution it is our own child, and stays.
+    return process if is_ours and process.ppid() != os.getpid() else None
+
+
+def _pid_file(state_dir: str) -> str:
+    return os.path.join(state_dir, "redis.pid")
 
 
 @cache

@@ -178,14 +178,19 @@ class Moves:
 
     # -- the master -------------------------------------------------------------------------------------------
 
-    def acquire_lead(self, instance: str, lease_ms: int, lowest_epoch: int) -> tuple[int | None, str]:
-        """(epoch, "") when ``instance`` leads now, else (None, who does). Renews it when it leads already."""
-        granted, answer = self._call("lead", instance, lease_ms, lowest_epoch, "acquire")
+    def acquire_lead(
+        self, instance: str, lease_ms: int, lowest_epoch: int, predecessor: str = ""
+    ) -> tuple[int | None, str]:
+        """(epoch, "") when ``instance`` leads now, else (None, who does). Renews it when it leads already.
+
+        ``predecessor``: an instance known to be dead, whose lease need not be waited for.
+        """
+        granted, answer = self._call("lead", instance, lease_ms, lowest_epoch, "acquire", predecessor)
         return (int(answer), "") if granted else (None, _text(answer))
 
     def release_lead(self, instance: str) -> bool:
         """Give the lead up, if ``instance`` has it."""
-        return bool(self._call("lead", instance, 0, 0, "release")[0])
+        return bool(self._call("lead", instance, 0, 0, "release", "")[0])
 
     def leader(self) -> str | None:
         """The fence of whoever leads."""

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- KEYS: leader epoch
--- ARGV: base, instance, lease (ms), lowest epoch to use, 'acquire' | 'release'
+-- ARGV: base, instance, lease (ms), lowest epoch to use, 'acquire' | 'release', a dead instance to succeed at once ('': none)
 -- returns: acquire: {1, epoch} or {0, holder}; release: {1} or {0}. Acquiring is idempotent for an instance.
 local holder = call('GET', KEY.leader)
 local instance, epoch
@@ -14,7 +14,7 @@ if instance == ARGV[2] then
   call('PEXPIRE', KEY.leader, ARGV[3])
   return {1, tonumber(epoch)}
 end
-if holder then return {0, holder} end
+if holder and (ARGV[6] == '' or instance ~= ARGV[6]) then return {0, holder} end
 local last = tonumber(call('GET', KEY.epoch) or '0')
 local next = math.max(last + 1, tonumber(ARGV[4]))
 call('SET', KEY.epoch, string.format('%.0f', next))
