@@ -156,7 +156,11 @@ class Client:
     # -- waiting ----------------------------------------------------------------------------------------------
 
     def wait(self, jobs: Iterable[AnyJob], timeout: float | None = None) -> list[Job]:
-        """Wait until all have ended; the jobs in the order given. Raises WaitTimeout, NoSuchJob for an unknown id."""
+        """Wait until all have ended; the jobs in the order given. Raises WaitTimeout, StoreUnavailable.
+
+        A job without a record (never submitted, or ended and past its retention) counts as ended: reading it then
+        raises NoSuchJob.
+        """
         handles = [self._handle(job) for job in jobs]
         for _ in self._completed(handles, timeout):
             pass

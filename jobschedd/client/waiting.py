@@ -37,6 +37,7 @@ def ended(session: Session, ids: Iterable[str], timeout: float | None) -> Iterat
                 told = inbox.take(left)
             except StoreUnavailable:
                 # What was on its way to us may be lost: registering again tells of it.
+                inbox.forget()
                 yield from _register(session, inbox, waiting, list(waiting))
                 continue
             yield from _fetch(session, inbox, waiting, told)

@@ -7,7 +7,7 @@ asks the server for less time than the socket waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,8 +148,9 @@ def translate(error: RedisError) -> Exception:
 
 def check_server(client: redis.Redis) -> None:
     """Raises StoreRefused where this server cannot hold jobs safely, and says how to mend it."""
-    with translated():
-        info = client.info("server") | client.info("cluster")
+    info = _allowed(lambda: client.info("server") | client.info("cluster"))
+    if info is None:
+        return  # a submitter or viewer may lack the right to ask; the daemons do ask
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_SERVER:
         raise StoreRefused(f"Redis {version} is too old: 7.0 or newer, or Valkey, is needed")
@@ -164,9 +165,19 @@ def check_server(client: redis.Redis) -> None:
 
 
 def maxmemory_policy(client: redis.Redis) -> str | None:
-    """The eviction policy; None where we may not ask."""
+    """The eviction policy; None where we may not ask, or the server has been told not to answer."""
     try:
         with translated():
             return str(client.config_get("maxmemory-policy").get("maxmemory-policy", "")) or None
     except StoreRefused:
         return None
+
+
+def _allowed(ask: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    try:
+        with translated():
+            return ask()
+    except StoreRefused as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            return None
+        raise

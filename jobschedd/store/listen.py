@@ -33,6 +33,10 @@ class Inbox:
         self._number = self._number or self._moves.next_client()
         return self._moves.await_end(self._number, ids)
 
+    def forget(self) -> None:
+        """Watch under a new number from now on: an emptied Redis counts anew, and may give ours to somebody else."""
+        self._number = 0
+
     def take(self, timeout: float) -> list[str]:
         """Ids of watched jobs that ended, waiting for the first up to ``timeout`` seconds (1 s at most)."""
         block = min(max(timeout, 0.001), BLOCK)

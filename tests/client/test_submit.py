@@ -285,3 +285,16 @@ def test_without_any_address_it_says_what_to_give(tmp_path: Path, monkeypatch: p
     if not Path("/etc/jobschedd/jobsched.yaml").exists():
         with pytest.raises(ConfigError, match=r"--redis URL, set \$JOBSCHED_REDIS_URL"):
             Client()
+
+
+def test_a_submitter_need_not_have_the_right_to_look_at_the_server(redis_server: RedisServer):
+    with redis_server.client() as admin:
+        admin.execute_command(
+            *"ACL SETUSER submitter on >secret ~jobsched:* resetchannels -@all +@string +@hash +@list +@set "
+            "+@sortedset +@stream +@connection +@keyspace -@dangerous +evalsha +eval +script|load +time".split()
+        )
+    with Client(f"unix://submitter:secret@{redis_server.socket}", "test") as client:
+        job = client.submit(["true"])
+        assert client.job(job).state == "pending"
+        assert client.cancel(job)[0].answer == "cancelled"
+        assert job.wait(5).outcome == "cancelled"
