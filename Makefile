@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 4
 export PYTHON
 
-.PHONY: help demo test check bench clean venv-demo venv-test
+.PHONY: help demo test faults check bench clean venv-demo venv-test
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -13,7 +13,10 @@ help: ## show this list
 demo: venv-demo ## embedded server, master and slave: 99 jobs, shown live
 	@$(BIN)/jobsched demo
 
-test: check ## all checks, then the whole test suite
+test: check ## all checks, then the test suite with a sample of the faults
+	$(BIN)/python -m pytest -m "not faults" -n auto --maxprocesses $(WORKERS) $(PYTEST_ARGS)
+
+faults: check ## the same with every fault there is
 	$(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) $(PYTEST_ARGS)
 
 check: venv-test ## lint, format, types, import contracts
