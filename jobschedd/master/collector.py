@@ -257,7 +257,7 @@ class Collector:
         self, incoming: Incoming, decision: End | Again | None, verdict: Verdict, record: bytes | None
     ) -> Row | None:
         report = incoming.report
-        if verdict is not Verdict.ACCEPTED:
+        if verdict is not Verdict.ACCEPTED and report.cause != Cause.NO_RECEIVER:  # which only the history is to know
             word = verdict.name.lower()
             log.info("refused a report", job=report.job, attempt=report.attempt, kind=report.kind, why=word)
         if record is None or decision is None:

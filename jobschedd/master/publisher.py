@@ -23,6 +23,8 @@ log = get_logger(__name__)
 FOREIGN_WINDOW = 100
 #: Seconds for which nothing is published to a channel where nobody was subscribed.
 PAUSE = 0.2
+#: Seconds until we look again whether our collector listens.
+BREATH = 0.05
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Publisher(Dispatcher):
 
     def _look_at_everything(self) -> None:
         super()._look_at_everything()
-        self._publishing.announce(list(self._wires))
+        self._publishing.announce(self._leadership.fence, list(self._wires))
         self._count_unanswered()
 
     def _say_goodbye(self, incarnation: str) -> None:
@@ -108,11 +110,23 @@ class Publisher(Dispatcher):
             wire = self._wires[a.incarnation]
             publications.append(Publication(a.job_class, a.priority, wire.name, wire.window, a.count, wire.server))
         answers = self._publishing.publish(self._leadership.fence, publications, self._keep_ms, self._resend)
+        if not answers:
+            return self._wait_for_collector(assignments)
         for publication, answer in zip(publications, answers, strict=True):
             self._note_receivers(self._wires[publication.channel], answer)
         return [
             Dispatched(answer.sent, answer.left, answer.unanswered, publication.window)
             for publication, answer in zip(publications, answers, strict=True)
+        ]
+
+    def _wait_for_collector(self, assignments: Sequence[Assignment]) -> list[Dispatched]:
+        """It does not listen yet, or not at the moment: what a foreign slave answered now would go unheard."""
+        for wire in self._wires.values():
+            wire.silent_until = self._clock.boottime() + BREATH
+        left = [self._pending.get((a.job_class, a.priority), 0) for a in assignments]
+        return [
+            Dispatched(0, count, self._wires[a.incarnation].entries - a.count, self._wires[a.incarnation].window)
+            for a, count in zip(assignments, left, strict=True)
         ]
 
     def _note_receivers(self, wire: Wire, answer: Published) -> None:

@@ -34,6 +34,7 @@ dead              stream  messages nobody could read                            
 sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
 wires             set     pubsub: channels that the master publishes to                 until another leads
+listening         string  pubsub: fence of the collector that hears the result channel  15 seconds
 published         string  pubsub: counter that numbers dispatches                       for ever
 taken:<id>        hash    pubsub: which of our slaves took which dispatch of a job      1 day
 answer:<id>       hash    pubsub: report of our own slave, and on which dispatch        10 minutes
@@ -69,6 +70,7 @@ class Keys:
         self.sent_channels = self.base + "sent"
         self.published = self.base + "published"
         self.wires = self.base + "wires"
+        self.listening = self.base + "listening"
 
     def job(self, job_id: str) -> str:
         """The record of one job."""

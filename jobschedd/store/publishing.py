@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import redis
 
 from jobschedd.clock import Clock
-from jobschedd.errors import ProtocolError, StoreUnavailable
+from jobschedd.errors import ProtocolError, QueueFull, StoreUnavailable
 from jobschedd.job import Cause, Outcome, Report, ReportKind, Result, State, decode_record, decode_result, encode
 from jobschedd.logs import get_logger
 from jobschedd.store.channel import PATIENCE
@@ -74,12 +74,13 @@ class Publishing:
         with translated():
             return script(name).call(self._client, self._keys, *args)
 
-    def announce(self, channels: Sequence[str]) -> None:
+    def announce(self, fence: str, channels: Sequence[str]) -> None:
         """For people who ask whether a channel is served at all."""
-        with translated(), self._client.pipeline() as pipe:
-            pipe.delete(self._keys.wires)
-            pipe.sadd(self._keys.wires, *channels)
-            pipe.execute()
+        self._call("wires", fence, *channels)
+
+    def listening(self, fence: str, ttl_ms: int) -> None:
+        """The collector hears the answers: without that, nothing is published."""
+        self._call("listening", fence, ttl_ms)
 
     def unanswered(self, channels: Sequence[str]) -> dict[str, int]:
         """How many ids of each channel wait for an answer."""
@@ -89,14 +90,17 @@ class Publishing:
             return dict(zip(channels, pipe.execute(), strict=True))
 
     def publish(self, fence: str, publications: Sequence[Publication], keep_ms: int, resend: bool) -> list[Published]:
-        """Move pending jobs to channels. What reached nobody is on record: to be sent again, or failed."""
+        """Move pending jobs to channels. What reached nobody is on record: to be sent again, or failed.
+
+        Nothing at all, and an empty answer, while our collector does not listen: an answer would go unheard.
+        """
         arguments: list[Any] = [fence, keep_ms, "resend" if resend else "fail"]
         for p in publications:
             wire = dispatch_channel(p.channel)
             arguments += [p.job_class, p.priority, p.channel, wire, p.window, p.count, p.incarnation]
         answers = []
         failed: list[tuple[str, int, str, str]] = []
-        for publication, reply in zip(publications, self._call("publish", *arguments), strict=True):
+        for publication, reply in zip(publications, self._call("publish", *arguments), strict=False):
             sent, left, unanswered, *flat = reply
             nobody = [(_text(flat[i]), int(flat[i + 1]), _text(flat[i + 2])) for i in range(0, len(flat), 3)]
             failed += [(*one, publication.channel) for one in nobody]
@@ -114,10 +118,7 @@ class Publishing:
         if not resend:
             self.pass_on(fence, reports)
         elif reports:
-            with translated(), self._client.pipeline(transaction=False) as pipe:
-                for report in reports:
-                    pipe.xadd(self._keys.results, {"report": encode(report)})
-                pipe.execute()
+            self._call("tell", fence, *(encode(report) for report in reports))
 
     def give_up(self, fence: str, after_ms: int) -> list[str]:
         """End as lost what was published ``after_ms`` ago or before, and never answered. Those jobs."""
@@ -209,7 +210,7 @@ class AnswerStream(ResultStream):
         self._subscription: Subscription | None = None
         self._fence = ""
         self._said: list[str] = []
-        self._sweep_due = 0.0
+        self._sweep_due = self._say_so_due = 0.0
         self.ignored = 0  # ids that were said and that nobody waits for
 
     def lead(self, fence: str) -> None:
@@ -218,7 +219,8 @@ class AnswerStream(ResultStream):
         self._subscription = Subscription(self._listener, self._clock, RESULT_CHANNEL, self._interval, self._heard)
         self._subscription.subscribe(PATIENCE)
         self._fence = fence
-        self._sweep_due = 0.0
+        self._say_so_due = self._sweep_due = 0.0
+        self._say_so()
 
     def rest(self) -> None:
         """Listen no more: the leader does."""
@@ -230,6 +232,7 @@ class AnswerStream(ResultStream):
         """New entries of the result stream: also those that ids said meanwhile have become."""
         self._listen(min(patience, LONGEST_WAIT))
         self._pass_on()
+        self._say_so()
         self._sweep_if_due()
         return super().read(0.001)
 
@@ -249,11 +252,17 @@ class AnswerStream(ResultStream):
         if JOB_ID.fullmatch(payload):
             self._said.append(payload.decode())
         elif problem := _junk(payload):
-            log.warning("dead-lettered a message", reason=problem, message=shown(payload), channel=RESULT_CHANNEL)
-            self._moves.bury(problem, payload, RESULT_CHANNEL)
+            self._bury(problem, payload)
         else:
             self.ignored += 1
             log.debug("ignored a foreign id", said=shown(payload))
+
+    def _bury(self, reason: str, payload: bytes) -> None:
+        log.warning("dead-lettered a message", reason=reason, message=shown(payload), channel=RESULT_CHANNEL)
+        try:
+            self._moves.bury(reason, payload, RESULT_CHANNEL)
+        except QueueFull as error:
+            log.debug("a message was not dead-lettered", error=error)
 
     def _pass_on(self) -> None:
         # Cleared only afterwards: what could not be passed on is tried again while this subscription lasts.
@@ -263,6 +272,13 @@ class AnswerStream(ResultStream):
             if ignored:
                 log.debug("ignored ids that nobody waits for", count=ignored, among=" ".join(some[:20]))
         self._said.clear()
+
+    def _say_so(self) -> None:
+        """That we listen."""
+        now = self._clock.boottime()
+        if now >= self._say_so_due:
+            self._say_so_due = now + self._interval
+            self._publishing.listening(self._fence, round(3000 * self._interval))
 
     def _sweep_if_due(self) -> None:
         now = self._clock.boottime()

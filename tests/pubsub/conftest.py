@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 
 import pytest
@@ -40,7 +41,8 @@ class Classic:
         """(attempt, final, outcome, cause) of a job's attempts that ended."""
         rows = []
         for path in self.cluster.history():
-            with sqlite3.connect(path) as database:
+            # Until its first row, there is no table.
+            with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(path) as database:
                 query = "SELECT attempt, final, outcome, cause FROM attempts WHERE job = ? ORDER BY attempt"
                 rows += database.execute(query, (job,)).fetchall()
         return rows

@@ -31,7 +31,7 @@ def test_full_jobs(classic, cluster, tmp_path):
 
 
 def test_a_job_that_failed_is_published_again_as_often_as_it_asks(classic, cluster):
-    classic.master()
+    classic.master(["1"])
     classic.slave("1")
     with cluster.client() as client:
         job = client.submit(["false"], retries=2, retry_delay=0.05)
@@ -82,9 +82,12 @@ def test_a_slave_that_is_gone_for_good_has_lost_its_job(classic, cluster, ledger
     with cluster.client() as client:
         job = client.submit(["sleep", "60"])
         wait_until(lambda: job.refresh().state == "running", 10, cluster.logs())
-        slave.kill()
+        slave.pause("supervisor")
+        slave.pause("channel 1")
         job.wait(10)
         assert (job.outcome, job.cause) == ("lost", "no_answer")
+        slave.resume("channel 1")
+        slave.resume("supervisor")
 
 
 def test_drain_gives_running_jobs_their_end(classic, cluster, ledger, redis_server):
@@ -169,7 +172,7 @@ def test_the_master_sees_the_fleet(classic, cluster):
             return channel.transport, channel.state, channel.window, channel.entries
 
         wait_until(lambda: view() == ("pubsub", "up", 0, 2), 10, f"as many as it has slots\n{cluster.logs()}")
-        assert len(list(client.list(states=["pending"]))) == 2
+        assert len(list(client.jobs("pending"))) == 2
 
 
 @pytest.mark.slow

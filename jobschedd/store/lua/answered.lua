@@ -15,7 +15,9 @@ end
 local freed = {}
 local function pass_on(id, channel, report)
   call('ZREM', BASE .. 'sent:' .. channel, id)
-  call('DEL', BASE .. 'answer:' .. id, BASE .. 'taken:' .. id)
+  call('DEL', BASE .. 'answer:' .. id)
+  -- Another slave of the same name may have heard the id, too, and not have asked yet.
+  call('PEXPIRE', BASE .. 'taken:' .. id, 5000)
   call('XADD', KEY.results, '*', 'report', report)
   freed[channel] = (freed[channel] or 0) + 1
   return 1

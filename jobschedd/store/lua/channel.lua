@@ -69,14 +69,20 @@ end
 -- returns: the record; 'taken' when another has it, or it was answered; false when no job of ours was meant
 local function take(keys, args)
   local rec = redis.call('GET', keys[1])
-  local state = rec and #rec >= 60 and string.byte(rec, 25)
-  if state ~= 4 and state ~= 5 then return false end
-  if not redis.call('ZSCORE', keys[2], args[1]) then return false end
-  -- With the dispatch it was taken under: a later one is to be had again.
-  local dispatch = string.sub(rec, 29, 32) .. string.sub(rec, 47, 56)
-  if redis.call('HGET', keys[4], 'dispatch') == dispatch then return 'taken' end
+  if rec and #rec < 60 then rec = false end
+  local state = rec and string.byte(rec, 25)
+  local attempt, dispatch
+  if rec then
+    attempt = string.sub(rec, 29, 32)
+    dispatch = attempt .. string.sub(rec, 47, 56)
+  end
+  local waits = (state == 4 or state == 5) and redis.call('ZSCORE', keys[2], args[1])
   local taken = redis.call('HMGET', keys[3], 'dispatch', 'by')
-  if taken[1] == dispatch and taken[2] ~= args[2] then return 'taken' end
+  if taken[1] and (not rec or string.sub(taken[1], 1, 4) == attempt) then
+    local repeated = waits and taken[2] == args[2] and redis.call('HGET', keys[4], 'dispatch') ~= dispatch
+    return repeated and rec or 'taken'
+  end
+  if not waits then return false end
   redis.call('HSET', keys[3], 'dispatch', dispatch, 'by', args[2])
   redis.call('PEXPIRE', keys[3], args[3])
   return rec

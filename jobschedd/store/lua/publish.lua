@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- move: publish: PENDING -> DISPATCHED, SCHEDULED, DONE
 -- (pubsub. SCHEDULED: nobody was subscribed, to be sent again; DONE: expired, or cancelled on its way back)
--- KEYS: leader pending scheduled published sent_channels
+-- KEYS: leader pending scheduled published sent_channels listening
 -- ARGV: base, fence, keep of ends that are no success (ms), 'resend' | 'fail'; then per assignment: class, priority,
 --       channel, the Redis channel of it, window, at most, our own slave's incarnation ('': it has none)
 -- returns: per assignment {dispatched, left in the list, unanswered, then of each that reached nobody: id, attempt, entry}
 --          With 'fail' those count as dispatched, until somebody answers for them; after one with 'resend', the
---          channel's others stay where they are.
+--          channel's others stay where they are. Nothing at all when our collector does not hear the answers.
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep, resend = now_ms(), tonumber(ARGV[3]), ARGV[4] == 'resend'
 local MOST_TOMBSTONES = 1000
@@ -57,6 +57,7 @@ local function publish(id, rec, r, channel, wire, incarnation, failed)
   return true
 end
 
+if call('GET', KEY.listening) ~= ARGV[2] then return {} end
 local replies = {}
 for at = 5, #ARGV, 7 do
   local list, channel, wire = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2], ARGV[at + 3]
