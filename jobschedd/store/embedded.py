@@ -34,7 +34,8 @@ def command(state_dir: str) -> tuple[str, ...]:
         *("--dir", state_dir),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory-policy", "noeviction"),
-        *("--daemonize", "no", "--loglevel", "warning"),
+        # Its own log: the journal is for what the scheduler does.
+        *("--daemonize", "no", "--loglevel", "notice", "--logfile", os.path.join(state_dir, "redis.log")),
         *("--pidfile", _pid_file(state_dir)),
     )
 
