@@ -18,10 +18,14 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
     InvalidResponse,
+    MasterDownError,
     NoPermissionError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
@@ -141,6 +145,9 @@ def translate(error: RedisError) -> Exception:
         return StoreRefused(f"this does not speak the protocol of Redis: {text[:200]}")
     if isinstance(error, BusyLoadingError | MasterNotFoundError | redis.ConnectionError | redis.TimeoutError):
         return StoreUnavailable(f"Redis cannot be reached: {text}")
+    # Of these the library drops the word that begins the server's answer.
+    if isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError | TryAgainError):
+        return StoreUnavailable(f"Redis cannot serve us now: {text}")
     if isinstance(error, ResponseError) and any(text.startswith(word) or f" {word}" in text for word in _NOT_NOW):
         return StoreUnavailable(f"Redis cannot serve us now: {text}")
     return StoreRefused(f"Redis answered with an error: {text}")
