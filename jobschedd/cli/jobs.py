@@ -73,7 +73,7 @@ def _row(view: JobView, place: Place | None) -> tuple[str, ...]:
         view.status,
         cause,
         _exit(view),
-        f"{node}/{channel}" if node else "",
+        "/".join(filter(None, (node, channel))),
         str(view.header.attempt),
         moment(view.header.submitted / 1000),
         format_duration(result.duration) if view.ended and result.started else "",
@@ -119,8 +119,9 @@ def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
         yield "signal", str(result.signal)
     if view.ended and result.value:
         yield "value", safe(result.value.decode(errors="backslashreplace"))
-    if node:
-        yield "where", safe(f"{node}/{channel}" + (f", pid {result.pid}" if result.pid else ""))
+    if node or channel:
+        where = "/".join(filter(None, (node, channel)))
+        yield "where", safe(where + (f", pid {result.pid}" if result.pid else ""))
     asked = [spec.node and f"node {spec.node}", spec.channel and f"channel {spec.channel}"]
     asked += [f"label {label}" for label in spec.labels]
     if any(asked):
@@ -140,8 +141,9 @@ def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
     if view.ended:
         yield "ended", full_moment(view.ended_at)
     if result.started:
-        used = f", {format_duration(result.cpu)} of CPU, {size(result.peak_rss)} at most"
-        yield "took", format_duration(result.duration) + used
+        used = f", {format_duration(result.cpu)} of CPU"
+        memory = f", {size(result.peak_rss)} of memory at most" if result.peak_rss else ""
+        yield "took", format_duration(result.duration) + used + memory
     for name, captured in (("stdout", result.stdout), ("stderr", result.stderr)):
         if captured.size:
             kept = ", not all of it kept" if captured.truncated else ""

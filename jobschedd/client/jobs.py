@@ -94,7 +94,8 @@ class Job:
     @property
     def cause(self) -> str | None:
         """Why it ended that way (exit, signal, timeout, oom, not_found, ...); None until then."""
-        return self._current().result.cause or None
+        view = self._current()
+        return view.result.cause or None if view.ended else None
 
     @property
     def error(self) -> str:

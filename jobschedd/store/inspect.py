@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
@@ -18,7 +19,7 @@ import redis
 from jobschedd.errors import ProtocolError
 from jobschedd.job import Outcome, State, Target
 from jobschedd.store.connect import translated
-from jobschedd.store.keys import Keys
+from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
 from jobschedd.store.views import ChannelView, Counts, JobView, NodeView, by_node
 
@@ -207,7 +208,32 @@ class Inspect:
         for name in newest:
             if name not in alive:
                 views.append(_gone(name, newest[name], drains))
+        views += self._wires({view.channel for view in views})
         return sorted(views, key=lambda view: (_natural(view.node), _natural(view.channel), view.started))
+
+    def _wires(self, known: Collection[str]) -> list[ChannelView]:
+        """pubsub channels that no slave of ours has announced: somebody else's, up while anybody is subscribed."""
+        with translated():
+            names = sorted({_text(name) for name in self.client.smembers(self.keys.wires)} - set(known))
+            if not names:
+                return []
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.pubsub_numsub(*(dispatch_channel(name) for name in names))
+            for name in names:
+                pipeline.zcard(self.keys.sent(name))
+            subscribers, *unanswered = pipeline.execute()
+        drains = self.drains()
+        listening = [int(count) for _, count in subscribers]
+        return [
+            replace(
+                _gone(f"/{name}", "", drains),
+                state="up" if count else "down",
+                slots=count,
+                entries=entries,
+                transport="pubsub",
+            )
+            for name, count, entries in zip(names, listening, unanswered, strict=True)
+        ]
 
     def _leases(self, incarnations: list[str]) -> dict[str, tuple[int | None, int]]:
         leases: dict[str, tuple[int | None, int]] = {}

@@ -187,8 +187,8 @@ class ChannelView:
 
     @property
     def name(self) -> str:
-        """``node/channel``."""
-        return f"{self.node}/{self.channel}"
+        """``node/channel``; of a subscriber that is none of ours, only the channel is known."""
+        return f"{self.node}/{self.channel}" if self.node else self.channel
 
     @property
     def busy(self) -> int:
@@ -226,7 +226,8 @@ def by_node(channels: list[ChannelView]) -> list[NodeView]:
     """The nodes that these channels are on, by name."""
     nodes: dict[str, list[ChannelView]] = {}
     for channel in channels:
-        nodes.setdefault(channel.node, []).append(channel)
+        if channel.node:
+            nodes.setdefault(channel.node, []).append(channel)
     return [_node(name, nodes[name]) for name in sorted(nodes)]
 
 

@@ -167,3 +167,22 @@ def test_dead_letters_are_shown_escaped(client: Client):
 
     assert (letter["reason"], letter["source"], letter["sample"]) == ("no order", "results", "\\xff\x1b[2J")
     assert client.inspect.counts().dead_letters == 1
+
+
+def test_a_foreign_subscriber_is_a_channel_without_a_node(client: Client):
+    redis, keys = client.session._redis, client.session.keys
+    redis.sadd(keys.wires, "1", "2")
+    redis.zadd(keys.sent("2"), {"17": 1.0})
+    listener = redis.pubsub()
+    listener.subscribe("CHANNEL_DISPATCH_1")
+    listener.get_message(timeout=5)
+
+    views = client.channels()
+    assert [(view.name, view.state, view.slots, view.entries, view.transport) for view in views] == [
+        ("1", "up", 1, 0, "pubsub"),
+        ("2", "down", 0, 1, "pubsub"),
+    ]
+    assert client.nodes() == []
+    assert client.inspect.served(Target(channel="2"))
+    assert not client.inspect.served(Target(channel="3"))
+    listener.close()
