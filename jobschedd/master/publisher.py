@@ -13,7 +13,7 @@ from typing import Any
 from jobschedd.logs import get_logger
 from jobschedd.master.collector import Collector
 from jobschedd.master.dispatcher import Cadence, Dispatcher
-from jobschedd.master.placement import ChannelView
+from jobschedd.master.placement import ChannelView, Demand
 from jobschedd.store.moves import Assignment, Dispatched
 from jobschedd.store.publishing import AnswerStream, Publication, Published, Publishing
 
@@ -23,6 +23,8 @@ log = get_logger(__name__)
 FOREIGN_WINDOW = 100
 #: Seconds for which nothing is published to a channel where nobody was subscribed.
 PAUSE = 0.2
+#: Seconds for which such a channel gets only jobs that no other may have.
+DOUBT = 5.0
 #: Seconds until we look again whether our collector listens.
 BREATH = 0.05
 
@@ -33,6 +35,7 @@ class Wire(ChannelView):
 
     server: str = ""
     silent_until: float = 0.0  # boot time
+    doubted_until: float = 0.0  # boot time
     told_of: bool = False  # that nobody is subscribed
 
 
@@ -48,6 +51,7 @@ class Publisher(Dispatcher):
         self._result_timeout_ms = max(1, round(result_timeout * 1000))
         self._resend = resend
         self._wires = {name: Wire(name, "", name, window=FOREIGN_WINDOW) for name in channels}
+        self._doubtful = False  # whether this pass is about channels where nobody was subscribed
         self._cadences.append(Cadence(common["reap_scan"], self._give_up_unanswered))
 
     # -- what changed -----------------------------------------------------------------------------------------
@@ -72,7 +76,7 @@ class Publisher(Dispatcher):
         """Who of ours serves this name. Several get every message, so that only what they share can be promised."""
         servers = [view for view in self._channels.values() if view.name == wire.name and view.window >= 0]
         if len(servers) > 0 and servers[-1].incarnation != wire.server:
-            wire.silent_until = 0.0
+            wire.silent_until = wire.doubted_until = 0.0
         wire.server = servers[-1].incarnation if servers else ""
         nodes = {view.node for view in servers}
         wire.node = nodes.pop() if len(nodes) == 1 else ""
@@ -100,9 +104,32 @@ class Publisher(Dispatcher):
 
     # -- dispatching ------------------------------------------------------------------------------------------
 
+    def _dispatch(self) -> None:
+        """First where nothing speaks against it, then what only those can have where nobody was subscribed."""
+        self._doubtful = False
+        super()._dispatch()
+        if not self._more_to_do and any(map(self._is_doubted, self._wires.values())):
+            self._doubtful = True
+            super()._dispatch()
+
+    def _is_doubted(self, wire: Wire) -> bool:
+        return self._clock.boottime() < wire.doubted_until
+
     def _candidates(self) -> Iterable[ChannelView]:
         now = self._clock.boottime()
-        return [wire for wire in self._wires.values() if now >= wire.silent_until]
+        wires = self._wires.values()
+        return [wire for wire in wires if now >= wire.silent_until and self._is_doubted(wire) == self._doubtful]
+
+    def _demands(self) -> list[Demand]:
+        demands = super()._demands()
+        if not self._doubtful:
+            return demands
+        trusted = [wire for wire in self._wires.values() if wire.open and not self._is_doubted(wire)]
+        return [
+            demand
+            for demand in demands
+            if not any(demand.target.admits(wire.node, wire.name, wire.labels) for wire in trusted)
+        ]
 
     def _send(self, assignments: Sequence[Assignment]) -> list[Dispatched]:
         publications = []
@@ -132,14 +159,15 @@ class Publisher(Dispatcher):
     def _note_receivers(self, wire: Wire, answer: Published) -> None:
         if answer.nobody:
             if self._resend:
-                wire.silent_until = self._clock.boottime() + PAUSE
+                now = self._clock.boottime()
+                wire.silent_until, wire.doubted_until = now + PAUSE, now + DOUBT
             tell = log.debug if wire.told_of else log.warning
             jobs = " ".join(answer.nobody[:20])
             what = "sent again later" if self._resend else "failed"
             tell("dispatch failed: nobody is subscribed", channel=wire.name, jobs=jobs, then=what)
             wire.told_of = True
         elif answer.sent and wire.told_of:
-            wire.told_of = False
+            wire.told_of, wire.doubted_until = False, 0.0
             log.notice("somebody is subscribed again", channel=wire.name)
 
 

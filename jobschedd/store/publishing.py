@@ -22,7 +22,7 @@ from jobschedd.store.channel import PATIENCE
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import RESULT_CHANNEL, Keys, dispatch_channel
 from jobschedd.store.moves import Moves
-from jobschedd.store.pubsub import JOB_ID, dispatch_mark, shown
+from jobschedd.store.pubsub import JOB_ID, Complaints, dispatch_mark, shown
 from jobschedd.store.results import ResultEntry, ResultStream
 from jobschedd.store.scripts import script
 from jobschedd.store.subscription import Subscription
@@ -210,6 +210,7 @@ class AnswerStream(ResultStream):
         self._subscription: Subscription | None = None
         self._fence = ""
         self._said: list[str] = []
+        self._complaints = Complaints(clock)
         self._sweep_due = self._say_so_due = 0.0
         self.ignored = 0  # ids that were said and that nobody waits for
 
@@ -258,7 +259,7 @@ class AnswerStream(ResultStream):
             log.debug("ignored a foreign id", said=shown(payload))
 
     def _bury(self, reason: str, payload: bytes) -> None:
-        log.warning("dead-lettered a message", reason=reason, message=shown(payload), channel=RESULT_CHANNEL)
+        self._complaints.tell(reason, payload, RESULT_CHANNEL)
         try:
             self._moves.bury(reason, payload, RESULT_CHANNEL)
         except QueueFull as error:

@@ -131,6 +131,26 @@ class Inlet:
         return f"{self.newest[0]}-{self.newest[1]}"
 
 
+class Complaints:
+    """What is told of dead letters: at most one a second, for whoever publishes junk publishes much of it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told = -1.0
+        self._untold = 0
+
+    def tell(self, reason: str, payload: bytes, channel: str) -> None:
+        """One message was dead-lettered."""
+        now = self._clock.boottime()
+        if now - self._told < 1.0:
+            self._untold += 1
+            return
+        log.warning("dead-lettered a message", reason=reason, message=shown(payload), channel=channel)
+        if self._untold:
+            log.warning("dead-lettered more messages", count=self._untold)
+        self._told, self._untold = now, 0
+
+
 class PubSubChannel(ChannelStore):
     """As ``ChannelStore``, with a third connection that is subscribed; orders come from there."""
 
@@ -151,6 +171,7 @@ class PubSubChannel(ChannelStore):
         self._clock = clock
         self._name = name
         self._inlet = inlet
+        self._complaints = Complaints(clock)
         self._window = 0
         self._on_entries: OnEntries | None = None
         try:
@@ -169,7 +190,8 @@ class PubSubChannel(ChannelStore):
     def register(self, channel: str, info: bytes, window: int, lease_ms: int, home: str) -> None:
         """As in the stream transport, with a window of 0: nothing shall come on a stream."""
         super().register(channel, info, 0, lease_ms, home)
-        self._function(TAKE, self._take_keys("0"), "0", self._incarnation, 1)  # so that the functions are there
+        keys, arguments = self._take_arguments("0")
+        self._function(TAKE, keys, *arguments)  # so that the functions are there
         self._window = window
         for payload in self._inlet.unclear:
             self._ask_whose(payload)  # once more: to be asked twice changes nothing
@@ -258,13 +280,13 @@ class PubSubChannel(ChannelStore):
 
     def _ask_whose(self, payload: bytes) -> None:
         job = payload.decode()
-        keys = self._take_keys(job)
-        command = ("FCALL", TAKE, len(keys), *keys, job, self._incarnation, TAKEN_TTL)
-        self.commands.ask(self._learn_whose, PATIENCE, *command)
+        keys, arguments = self._take_arguments(job)
+        self.commands.ask(self._learn_whose, PATIENCE, "FCALL", TAKE, len(keys), *keys, *arguments)
 
-    def _take_keys(self, job: str) -> tuple[str, ...]:
+    def _take_arguments(self, job: str) -> tuple[tuple[str, ...], list[Any]]:
         keys = self._keys
-        return keys.job(job), keys.sent(self._name), keys.taken(job), keys.answer(job)
+        arguments = [job, self._incarnation, TAKEN_TTL, keys.job(job), keys.sent(self._name)]
+        return (keys.taken(job), keys.answer(job)), arguments
 
     def _learn_whose(self, answer: Any) -> None:
         record = _checked(answer)
@@ -384,7 +406,7 @@ class PubSubChannel(ChannelStore):
 
     def _bury(self, reason: str, payload: bytes) -> None:
         """A dead letter. Where Redis is full, or we may not, the log has to do."""
-        log.warning("dead-lettered a message", reason=reason, message=shown(payload), channel=self._name)
+        self._complaints.tell(reason, payload, dispatch_channel(self._name))
         letter = ("reason", reason, "sample", payload[:SAMPLE], "source", dispatch_channel(self._name))
         self.commands.ask(_ignored, PATIENCE, "XADD", self._keys.dead, "MAXLEN", "~", DEAD_LETTERS, "*", *letter)
 

@@ -119,6 +119,7 @@ def test_what_others_say_on_the_result_channel(classic, cluster, foreigner, redi
     master = classic.master(["1"])
     pid = master.child("collector").pid
     with cluster.client() as client, redis_server.client() as server:
+        wait_until(lambda: foreigner.publish("CHANNEL_RESULT", "listening?") == 1, 5, cluster.logs())
         waiting = client.submit(["true"], channel="elsewhere")
         delayed = client.submit(["true"], delay=3600)
         for text in ("99999", "hello", "a" * 150, waiting.id, delayed.id, "9" * 25):

@@ -175,6 +175,19 @@ def test_the_master_sees_the_fleet(classic, cluster):
         assert len(list(client.jobs("pending"))) == 2
 
 
+def test_a_channel_without_anybody_is_avoided_where_there_are_others(classic, cluster):
+    """Each is tried once; after that a job that may go anywhere goes where somebody is."""
+    classic.master(["1", "2", "3"])
+    classic.slave("2")
+    with cluster.client() as client:
+        first = client.submit_many([{"command": ["true"]} for _ in range(6)])
+        client.wait(first, timeout=20)
+        assert sum(job.attempt - 1 for job in first) <= 2
+        started = client.submit(["true"])
+        started.wait(2)
+        assert (started.attempt, started.channel) == (1, "2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True], ids=["shutdown", "sigkill"])
 def test_redis_restarts_in_mid_load(classic, cluster, ledger, redis_server, hard):

@@ -64,11 +64,12 @@ local function leave(keys, args)
 end
 
 -- take: pubsub: may this channel run the job whose id it heard? Whoever takes a dispatch first has it.
--- KEYS: record, sent to this channel, taken, answer
--- ARGV: id, incarnation, memory of the taking (ms)
+-- KEYS: taken, answer
+-- ARGV: id, incarnation, memory of the taking (ms), key of the record, key of what was sent to this channel
+-- (Those two are no KEYS because a slave may only read them, and FCALL asks for the right to write all KEYS.)
 -- returns: the record; 'taken' when another has it, or it was answered; false when no job of ours was meant
 local function take(keys, args)
-  local rec = redis.call('GET', keys[1])
+  local rec = redis.call('GET', args[4])
   if rec and #rec < 60 then rec = false end
   local state = rec and string.byte(rec, 25)
   local attempt, dispatch
@@ -76,15 +77,15 @@ local function take(keys, args)
     attempt = string.sub(rec, 29, 32)
     dispatch = attempt .. string.sub(rec, 47, 56)
   end
-  local waits = (state == 4 or state == 5) and redis.call('ZSCORE', keys[2], args[1])
-  local taken = redis.call('HMGET', keys[3], 'dispatch', 'by')
+  local waits = (state == 4 or state == 5) and redis.call('ZSCORE', args[5], args[1])
+  local taken = redis.call('HMGET', keys[1], 'dispatch', 'by')
   if taken[1] and (not rec or string.sub(taken[1], 1, 4) == attempt) then
-    local repeated = waits and taken[2] == args[2] and redis.call('HGET', keys[4], 'dispatch') ~= dispatch
+    local repeated = waits and taken[2] == args[2] and redis.call('HGET', keys[2], 'dispatch') ~= dispatch
     return repeated and rec or 'taken'
   end
   if not waits then return false end
-  redis.call('HSET', keys[3], 'dispatch', dispatch, 'by', args[2])
-  redis.call('PEXPIRE', keys[3], args[3])
+  redis.call('HSET', keys[1], 'dispatch', dispatch, 'by', args[2])
+  redis.call('PEXPIRE', keys[1], args[3])
   return rec
 end
 
