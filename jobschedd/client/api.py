@@ -232,12 +232,14 @@ class Client:
     def retry(self, job: AnyJob) -> Job:
         """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
         job_id = checked_id(job)
-        self.session.reach()
-        (answer,) = self.session.moves.retry([job_id])
+        view = self.read(job_id)
+        if not view.ended:
+            raise UsageError(f"job {job_id} has not ended: there is nothing to retry")
+        # Of this very end: when the answer to a first call was lost, the second changes nothing.
+        ended = view.header.since
+        (answer,) = self.session.patiently(lambda: self.session.moves.retry([job_id], [ended]))
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
-        if answer == RetryAnswer.NOT_ENDED:
-            raise UsageError(f"job {job_id} has not ended: there is nothing to retry")
         return Job(self, job_id)
 
     # -- the fleet --------------------------------------------------------------------------------------------

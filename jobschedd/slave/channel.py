@@ -122,7 +122,7 @@ class Channel:
         self._renew_due = 0.0
         self._ended: list[tuple[Order, Result]] = []
         self._outgoing: list[tuple[str, bytes]] = []  # reports to send; entry "" for news
-        self._reporting: list[str] | None = None  # entries of the report call in flight
+        self._reporting: list[tuple[str, bytes]] | None = None  # the report call in flight
         self._said: set[str] | None = None  # answered since we connected, until the own history was read
         self._unsynced_since: float | None = None
         self._announced: set[str] = set()
@@ -229,6 +229,8 @@ class Channel:
             self._store.close()
         self._watched = ()
         self._store = None
+        # News is said only once: what may have been lost on its way is said again.
+        self._outgoing = [news for news in self._reporting or () if not news[0]] + self._outgoing
         self._reporting = None
 
     def _info(self) -> bytes:
@@ -344,7 +346,7 @@ class Channel:
 
         It may even hold some whose reports were taken since: the two connections are answered in any order.
         """
-        waits = any(entry == known for known, _ in self._outgoing) or entry in (self._reporting or ())
+        waits = any(entry == known for known, _ in (*self._outgoing, *(self._reporting or ())))
         ended = any(entry == order.entry for order, _ in self._ended)
         return waits or ended or entry in (self._said or ()) or self._executor.knows(entry)
 
@@ -480,7 +482,7 @@ class Channel:
         if not self._outgoing and changed is None:
             return
         batch, self._outgoing = self._outgoing, []
-        self._reporting = [entry for entry, _ in batch if entry]
+        self._reporting = batch
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
         failpoint("channel.report.sent")

@@ -46,7 +46,7 @@ class RetryAnswer(IntEnum):
     """What became of a user's retry."""
 
     PENDING = 1
-    NOT_ENDED = 2
+    NOT_ENDED = 2  # or not with the end that was meant
     UNKNOWN = 4
 
 
@@ -148,9 +148,11 @@ class Moves:
         """Register to be told of ends in ``inbox``. Per id: its record when ended, b"" if not, None if unknown."""
         return list(self._call("await", client_number, *ids))
 
-    def retry(self, ids: Sequence[str]) -> list[RetryAnswer]:
-        """Make ended jobs pending again."""
-        return [RetryAnswer(answer) for answer in self._call("retry", *ids)]
+    def retry(self, ids: Sequence[str], ended_ms: Sequence[int] = ()) -> list[RetryAnswer]:
+        """Make ended jobs pending again. ``ended_ms``: when those ends were, which makes it safe to repeat."""
+        times: Sequence[int | str] = ended_ms or [""] * len(ids)
+        arguments = [part for pair in zip(ids, times, strict=True) for part in pair]
+        return [RetryAnswer(answer) for answer in self._call("retry", *arguments)]
 
     def follow(self, job_id: str) -> State | None:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""

@@ -2,18 +2,18 @@
 -- move: retry: DONE -> PENDING
 -- (with fresh budgets, because a user asked)
 -- KEYS:
--- ARGV: base, ids...
--- returns: per id: 1 pending again | 2 has not ended | 4 unknown
+-- ARGV: base; then per job: id, time of the end that is meant (ms; '': whichever), so that a repeated call retries once
+-- returns: per id: 1 pending again | 2 has not ended, or not with that end | 4 unknown
 local now = now_ms()
 local replies = {}
-for at = 2, #ARGV do
+for at = 2, #ARGV, 2 do
   local id = ARGV[at]
   local key = BASE .. 'job:' .. id
   local rec = call('GET', key)
   local r = rec and read(rec)
   if not r then
     replies[#replies + 1] = 4
-  elseif r.state ~= DONE then
+  elseif r.state ~= DONE or (ARGV[at + 1] ~= '' and r.since ~= tonumber(ARGV[at + 1])) then
     replies[#replies + 1] = 2
   else
     local flags = has(r.flags, CANCEL_REQUESTED) and r.flags - CANCEL_REQUESTED or r.flags
