@@ -46,12 +46,13 @@ class Cut:
     bytes_through: int = 1
     reset: bool = False
     client: str = ""  # only of connections whose client name contains this
+    in_reply: bool = False  # look for ``match`` in replies instead of requests
     hits: int = 0
     passed: int = 0
 
-    def strikes(self, request: bytes, name: str) -> bool:
-        """Whether it is this request's turn."""
-        if self.hits or self.match not in request or self.client not in name:
+    def strikes(self, message: bytes, name: str) -> bool:
+        """Whether it is this message's turn."""
+        if self.hits or self.match not in message or self.client not in name:
             return False
         self.passed += 1
         return self.passed == self.nth
@@ -337,7 +338,7 @@ class FaultProxy:
         if connection.doomed is not None:
             return
         for cut in self._cuts:
-            if cut.strikes(frame, connection.name):
+            if not cut.in_reply and cut.strikes(frame, connection.name):
                 connection.doomed = (connection.requests.count, cut)
                 break
         if connection.doomed is None or connection.doomed[1].where is not Where.BEFORE:
@@ -346,6 +347,9 @@ class FaultProxy:
         self._end_if_doomed(connection)
 
     def _pass_reply(self, connection: Connection, frame: bytes) -> None:
+        for one in self._cuts:
+            if connection.doomed is None and one.in_reply and one.strikes(frame, connection.name):
+                connection.doomed = (connection.replies.count, one)
         number, cut = connection.doomed or (-1, None)
         if cut is None or connection.replies.count != number:
             self._put(connection.replies, frame)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -373,10 +373,13 @@ def wait_for_ends(read: Callable[[], Sequence[End]], jobs: Sequence[str], within
         pytest.fail(f"not within {within:g} s: {len(left)} of {len(jobs)} jobs have no end: {shown}\n{what}")
 
 
-def judge(cluster: Any, ledger: Ledger, client: redis.Redis, within: float, **options: Any) -> Account:
+def judge(
+    cluster: Any, ledger: Ledger, client: redis.Redis, within: float, apart: Container[str] = (), **options: Any
+) -> Account:
     """Wait for the ends of all that was accepted, then for quiet; stop all daemons; compare the accounts.
 
-    Fails the test when an invariant is broken. The account is returned for what a test adds.
+    Fails the test when an invariant is broken. The account is returned for what a test adds. ``apart``: jobs that
+    the test itself looks after, because more than one end was asked for.
     """
     wait_for_ends(lambda: read_ends(cluster.history()), ledger.jobs(), within, cluster.logs())
     records = read_records(client, cluster.namespace, ledger.jobs())
@@ -386,7 +389,8 @@ def judge(cluster: Any, ledger: Ledger, client: redis.Redis, within: float, **op
             assert daemon.stop() == 0, f"{daemon.name} ended with {daemon.popen.returncode}\n{daemon.log()}"
     left = settled(lambda: [line for line in describe(cluster.processes()).splitlines() if line], within=5)
     events, damaged = ledger.events()
-    ends = read_ends(cluster.history())
+    events = [event for event in events if event.job not in apart]
+    ends = [end for end in read_ends(cluster.history()) if end.job not in apart]
     account = Account(ledger.told, events, ends, records, stuck, left, damaged, **options)
     violations = check(account)
     if violations.lines:
