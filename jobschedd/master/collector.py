@@ -50,6 +50,8 @@ LONGEST_BACK_OFF = 2.0
 #: Rows kept in memory while the history cannot be written; beyond, they are read again from the result stream.
 MOST_UNWRITTEN = 20_000
 MOST_UNWRITTEN_BYTES = 64 << 20
+#: Seconds between two transactions under load; a lone row is written at once.
+HISTORY_PAUSE = 0.02
 HISTORY_RETRY = 5.0
 
 
@@ -128,12 +130,17 @@ class Collector:
         if not self._fence and not self._begin():
             wait(STANDBY_POLL)
             return "standing by"
-        entries = self._results.read(self._block)
+        entries = self._results.read(self._patience())
         if entries:
             failpoint("collector.read.after")
             self._collect(entries)
         self._write_history()
         return "collecting"
+
+    def _patience(self) -> float:
+        if not self._unwritten:
+            return self._block
+        return max(0.0, min(self._block, self._history_due - self._clock.boottime()))
 
     def _begin(self) -> bool:
         """Whether our instance leads; a new lead starts at the oldest uncollected entry."""
@@ -332,6 +339,7 @@ class Collector:
         if self._unwritten:
             self._moves.delete_collected([entry for entry, _ in self._unwritten])
         failpoint("collector.delete.after")
+        self._history_due = self._clock.boottime() + HISTORY_PAUSE
         if self._read_again:
             self._start_over()
         else:

@@ -46,6 +46,8 @@ ANNOUNCE_AFTER = 0.05
 LEASE_MARGIN = 2.0
 #: What is unanswered for this long is forced to the disk.
 SYNC_AFTER = 0.1
+#: Seconds that reports may wait for each other while more jobs are about to end, and how many at most.
+GATHER, MOST_GATHERED = 0.02, 200
 #: Bytes that a report takes beside its result.
 REPORT_ROOM = 4096
 #: Pause after the node was short of processes, memory or files.
@@ -122,6 +124,7 @@ class Channel:
         self._renew_due = 0.0
         self._ended: list[tuple[Order, Result]] = []
         self._outgoing: list[tuple[str, bytes]] = []  # reports to send; entry "" for news
+        self._reported_at = 0.0  # boot time of the last report call
         self._reporting: list[tuple[str, bytes]] | None = None  # the report call in flight
         self._said: set[str] | None = None  # answered since we connected, until the own history was read
         self._unsynced_since: float | None = None
@@ -163,6 +166,8 @@ class Channel:
             due.append(self._pause_until)
         if self._unsynced_since is not None:
             due.append(self._unsynced_since + SYNC_AFTER)
+        if self._outgoing and self._reporting is None and self._store:
+            due.append(self._reported_at + GATHER)
         return max(0.0, min(IDLE, min(due) - now))
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -479,13 +484,20 @@ class Channel:
             return
         window = self._current_window()
         changed = window if window != self._said_window else None
-        if not self._outgoing and changed is None:
+        if (not self._outgoing and changed is None) or self._may_gather():
             return
+        self._reported_at = self._clock.boottime()
         batch, self._outgoing = self._outgoing, []
         self._reporting = batch
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
         failpoint("channel.report.sent")
+
+    def _may_gather(self) -> bool:
+        """While more is about to end, reports wait a few milliseconds for each other; a lone one goes at once."""
+        if self._level != RUN or not self._executor.busy or len(self._outgoing) >= MOST_GATHERED:
+            return False
+        return self._clock.boottime() < self._reported_at + GATHER
 
     def _reported(self, batch: list[tuple[str, bytes]], answers: list[bool]) -> None:
         failpoint("channel.report.acknowledged")
@@ -493,8 +505,8 @@ class Channel:
         if self._said is not None:
             self._said.update(entry for entry, _ in batch if entry)
         self._spool.acknowledge(entry for entry, _ in batch if entry)
-        if not self._spool.unacknowledged():
-            self._unsynced_since = None
+        # Whatever is in the spool now came after this batch was sent.
+        self._unsynced_since = self._reported_at if self._spool.unacknowledged() else None
         for (entry, _), taken in zip(batch, answers, strict=True):
             if not taken:
                 log.info("a report came too late: the job was given to another", entry=entry)
