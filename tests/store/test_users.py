@@ -142,6 +142,16 @@ class TestRetry:
         assert Flag.CANCEL_REQUESTED not in driver.header(job).flags
         assert driver.dispatch(channel).sent == 1
 
+    def test_a_repeated_call_that_names_the_end_retries_once(self, driver, channel):
+        job = self.ended(driver, channel)
+        end = driver.header(job).since
+        assert driver.moves.retry([job], [end]) == [RetryAnswer.PENDING]
+        driver.dispatch(channel)
+        driver.wait_ms(end)
+        driver.end(job)
+        assert driver.moves.retry([job], [end]) == [RetryAnswer.NOT_ENDED]
+        assert driver.state(job) is State.DONE
+
     def test_what_has_not_ended_is_left_alone(self, driver, channel):
         (pending,) = driver.submit()
         assert driver.moves.retry([pending, "99"]) == [RetryAnswer.NOT_ENDED, RetryAnswer.UNKNOWN]
