@@ -226,7 +226,7 @@ class Dispatcher:
         view = self._view_of(incarnation)
         if view is None:
             return
-        view.entries = max(0, view.entries - taken)
+        view.entries = max(0, view.entries - max(0, taken))
         if window is not None:
             view.window = window
 
