@@ -208,8 +208,7 @@ class Collector:
 
     def _bury(self, entry: ResultEntry, reason: str, sample: bytes) -> None:
         log.warning("dead-lettered a message", reason=reason)
-        self._moves.bury(reason, sample, f"results {entry.id}")
-        self._moves.delete_collected([entry.id])
+        self._moves.bury(reason, sample, f"results {entry.id}", entry.id)
 
     def _judge(self, reports: Sequence[Incoming]) -> None:
         decisions = self._decide([incoming.report for incoming in reports])

@@ -247,11 +247,9 @@ class Moves:
         with translated():
             self.client.xdel(self.keys.results, *entry_ids)
 
-    def bury(self, reason: str, sample: bytes, source: str) -> None:
-        """Keep a message that nobody can read, for people to look at."""
-        letter: Any = {"reason": reason, "sample": sample[:256], "source": source}
-        with translated():
-            self.client.xadd(self.keys.dead, letter, maxlen=1000, approximate=True)
+    def bury(self, reason: str, sample: bytes, source: str, entry: str = "") -> None:
+        """Keep a message that nobody can read, for people to look at; ``entry`` leaves the result stream with it."""
+        self._call("bury", entry, reason, sample[:256], source)
 
 
 def _group_key(submission: Submission) -> Any:
