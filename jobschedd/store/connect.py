@@ -7,13 +7,16 @@ asks the server for less time than the socket waits.
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -39,6 +42,7 @@ CONNECT_TIMEOUT = 2.0
 #: What the socket waits beyond the block time of a blocking command.
 BLOCK_MARGIN = 2.0
 OLDEST_SERVER = (7, 0)
+SENTINEL_PORT = 26379
 
 _NOT_NOW = (
     "LOADING",
@@ -66,8 +70,8 @@ _REFUSED = (
 def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT) -> redis.Redis:
     """A client named ``name`` (shown by CLIENT LIST). It connects at its first command. ``timeout`` in seconds."""
     options: dict[str, Any] = {
-        "username": config.username,
-        "password": _password(config),
+        "credential_provider": _Login(config) if _has_login(config) else None,
+        "redis_connect_func": _introduce,
         "client_name": _client_name(name),
         "socket_timeout": timeout,
         "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -101,18 +105,55 @@ def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> redis.Redis:
     parts = urlsplit(config.url)
     hosts = parts.netloc.rpartition("@")[2].split(",")
     service, _, database = parts.path.strip("/").partition("/")
-    addresses = [(host.partition(":")[0], int(host.partition(":")[2] or 26379)) for host in hosts]
+    addresses = [_address(host) for host in hosts]
     patience = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     sentinel: Any = Sentinel(addresses, sentinel_kwargs=patience)  # type: ignore[no-untyped-call]
     master: redis.Redis = sentinel.master_for(service or "mymaster", db=int(database or 0), **options)
     return master
 
 
-def _password(config: RedisConfig) -> str | None:
-    try:
-        return config.secret()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreRefused(f"cannot read the password file {config.password_file}: {error}") from error
+def _address(host: str) -> tuple[str, int]:
+    """``name``, ``name:port``, ``[::1]`` or ``[::1]:port``."""
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "", parts.port or SENTINEL_PORT
+
+
+class _NoPasswordFile(AuthenticationError):
+    """The library cleans up after errors of its own only."""
+
+
+class _Login(CredentialProvider):
+    """Asked at every connect, so that a rotated password file needs no reload."""
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = self._config.secret() or ""
+        except (OSError, UnicodeDecodeError) as error:
+            file = self._config.password_file
+            raise _NoPasswordFile(f"cannot read the password file {file}: {error}") from error
+        return (password,) if self._config.username is None else (self._config.username, password)
+
+
+def _has_login(config: RedisConfig) -> bool:
+    return any(part is not None for part in (config.username, config.password, config.password_file))
+
+
+def _introduce(connection: Any) -> None:
+    """Log in and say our name. A server at its limit of clients has hung up by then: what did it say before?"""
+    if isinstance(connection._sock, ssl.SSLSocket):
+        connection.on_connect()
+        return
+    with connection._sock.dup() as ear:
+        try:
+            connection.on_connect()
+        except redis.ConnectionError as error:
+            with suppress(OSError):
+                if (said := ear.recv(512, socket.MSG_DONTWAIT)).startswith(b"-"):
+                    raise redis.ConnectionError(said[1:].decode(errors="replace").strip()) from error
+            raise
 
 
 def _client_name(name: str) -> str:
@@ -133,6 +174,8 @@ def translated() -> Iterator[None]:
 def translate(error: RedisError) -> Exception:
     """The error of ours that says what ``error`` means."""
     text = str(error)
+    if isinstance(error, _NoPasswordFile):
+        return StoreRefused(text)
     if "NOTLEADER" in text:
         return NotTheLeader("another master holds the lead")
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
