@@ -175,8 +175,7 @@ class Moves:
 
     def next_client(self) -> int:
         """A number for a client that waits."""
-        with translated():
-            return int(self.client.incr(self.keys.next_client)) % 0xFFFFFFFE + 1
+        return int(self._call("client")) % 0xFFFFFFFE + 1
 
     # -- the master -------------------------------------------------------------------------------------------
 

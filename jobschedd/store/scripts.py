@@ -43,8 +43,8 @@ class Script:
         try:
             return client.evalsha(self.sha, *arguments)
         except NoScriptError:
-            client.script_load(self.text)
-            return client.evalsha(self.sha, *arguments)
+            # Loads it too, and in the same step: between two, somebody might flush the scripts again.
+            return client.eval(self.text, *arguments)
 
 
 def _text(name: str) -> str:
