@@ -79,6 +79,7 @@ class Dispatcher:
         self._channels: dict[str, ChannelView] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: frozenset[str] = frozenset()
+        self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
         self._due_at = 0.0  # boot time at which something scheduled is due
@@ -107,12 +108,16 @@ class Dispatcher:
                 self._ring_for_everything()
             except (StoreUnavailable, StoreRefused) as error:
                 self._forget()
+                self._checked = False
                 beat(f"waiting for Redis: {error}")
                 wait(self._outage.failed(error))
         self._leadership.release()
 
     def step(self, wait: Callable[[float], object]) -> str:
         """One turn; answers what to tell the supervisor."""
+        if not self._checked:
+            self._check()
+            self._checked = True
         if not self._leadership.hold():
             if self._surveyed:
                 self._ring_for_everything()
@@ -121,7 +126,6 @@ class Dispatcher:
             return "standing by"
         self._note_answer()
         if not self._surveyed:
-            self._check()
             self._load_functions()
             self._look_at_everything()
         self._listen()
