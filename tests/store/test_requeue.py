@@ -77,6 +77,16 @@ class TestLost:
         assert (answer.requeued, answer.left) == (1, 0)
         assert driver.state(job) is State.PENDING
 
+    def test_an_entry_that_is_not_the_jobs_newest_is_dropped(self, driver, channel):
+        job, entry = driver.dispatched(channel)
+        driver.bring_back(job)  # its channel died before it took the entry away
+        other = driver.channel("2")
+        driver.dispatch(other)
+        assert driver.header(job).entry != entry and channel.jobs() == other.jobs() == [job]
+        channel.die()
+        assert driver.requeue(channel).requeued == 0
+        assert driver.state(job) is State.DISPATCHED and driver.header(job).attempt == 2
+
     def test_in_portions(self, driver):
         channel = driver.channel(window=1000)
         ids = driver.submit(25)
