@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from jobschedd.store.views import ChannelView
 
 _UP_WITHIN, _STOP_WITHIN = 30.0, 15.0
+#: Deaths of its processes that a daemon may log while it starts.
+_MOST_DEATHS = 3
 #: Seconds without any job ending after which the demo gives up.
 _STUCK = 60.0
 
@@ -121,8 +123,8 @@ class _Fleet:
         while time.monotonic() < deadline:
             if self._daemon.poll() is not None:
                 raise JobschedError(f"the daemon ended with exit code {self._daemon.returncode}:\n{self._last_words()}")
-            if "GIVEN UP" in self._log.read_text(errors="replace"):
-                raise JobschedError(f"the daemon gave a process up:\n{self._last_words()}")
+            if self._log.read_text(errors="replace").count(" died ") > _MOST_DEATHS:
+                raise JobschedError(f"a process of the daemon keeps dying:\n{self._last_words()}")
             try:
                 channels = client.channels()
                 if sum(one.state == "up" for one in channels) == self._channels and client.inspect.leader():

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from jobschedd.errors import JobschedError
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
+
+#: Seconds without output after which somebody who waits is told why.
+_WONDER = 2.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,10 +56,13 @@ def _follow(client: Client, job: Job) -> int:
     from jobschedd.cli.exits import exit_code, reason
 
     follower = client.follower(job)
-    attempt = 0
+    attempt, begin, told = 0, time.monotonic(), False
     try:
         for piece in follower.pieces():
             if piece is None:
+                if not attempt and not told and time.monotonic() - begin > _WONDER:
+                    told = True
+                    _say_what_it_waits_for(client, job)
                 continue
             if attempt and piece.attempt > attempt:
                 note(f"--- attempt {piece.attempt} ---")
@@ -63,8 +70,8 @@ def _follow(client: Client, job: Job) -> int:
             if piece.missing:
                 note(f"... {piece.missing} bytes of {'stdout' if piece.stream == 1 else 'stderr'} not kept ...")
             write_all(piece.stream, piece.data)
-    except BrokenPipeError:
-        # A local command would have got SIGPIPE.
+    except OSError:
+        # Nobody reads on, or the disk is full: a local command would have ended of it, too.
         client.cancel(job)
         raise
     except JobschedError:
@@ -74,6 +81,14 @@ def _follow(client: Client, job: Job) -> int:
     if why:
         note(why)
     return exit_code(follower.view)
+
+
+def _say_what_it_waits_for(client: Client, job: Job) -> None:
+    from jobschedd.cli.explain import explanation
+
+    view = job.view
+    if view.status == "pending":
+        note(f"job {job.id}: {' '.join(explanation(client.inspect, view))}")
 
 
 class _Interrupt:

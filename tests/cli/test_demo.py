@@ -139,7 +139,7 @@ def test_a_server_that_cannot_start_is_told_with_its_log(stage: Stage):
     )
 
     assert demo.returncode == 1
-    assert demo.stderr.startswith("jobsched: the daemon gave a process up:\n")
+    assert demo.stderr.startswith("jobsched: a process of the daemon keeps dying:\n")
     assert "no server here" in demo.stderr
     assert "Traceback" not in demo.stderr
     stage.assert_no_process_is_left()

@@ -657,6 +657,40 @@ def test_a_closed_pipe_is_no_traceback(fleet: Cluster):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["run -- echo hi", "list", "submit -- true"])
+def test_closed_streams_lead_nowhere(fleet: Cluster, command: str):
+    """Not into the connection to Redis, which would have got the number of standard output."""
+    environment = fleet.environment(JOBSCHED_REDIS_URL=fleet.redis_url, JOBSCHED_NAMESPACE=fleet.namespace)
+    line = f"{program('jobsched')} {command} <&- >&- 2>&-"
+    done = subprocess.run(["bash", "-c", line], env=environment, timeout=20, check=False)
+
+    assert done.returncode == 0
+
+
+def test_a_full_disk_is_one_line(fleet: Cluster):
+    environment = fleet.environment(JOBSCHED_REDIS_URL=fleet.redis_url, JOBSCHED_NAMESPACE=fleet.namespace)
+    line = f"{program('jobsched')} list > /dev/full"
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=20, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (1, "jobsched: [Errno 28] No space left on device\n")
+
+
+def test_a_run_that_waits_says_for_what(redis_server: RedisServer):
+    running = subprocess.Popen(
+        [program("jobsched"), "run", "--channel", "9", "--", "true"],
+        env=os.environ | {"JOBSCHED_REDIS_URL": redis_server.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    assert "warning: job 1 waits: no channel has ever been seen that is */9" in running.stderr.readline()
+    assert "No master leads: nothing is dispatched." in running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 130
+
+
 def test_help_of_every_command():
     done = run("redis://nowhere", "--help")
     commands = re.findall(r"^  (\w+)  ", done.stdout.split("Commands:")[1], re.MULTILINE)
