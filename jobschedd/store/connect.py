@@ -31,7 +31,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection
 
 from jobschedd.config import RedisConfig
 from jobschedd.errors import NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
@@ -108,8 +108,22 @@ def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> redis.Redis:
     addresses = [_address(host) for host in hosts]
     patience = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     sentinel: Any = Sentinel(addresses, sentinel_kwargs=patience)  # type: ignore[no-untyped-call]
-    master: redis.Redis = sentinel.master_for(service or "mymaster", db=int(database or 0), **options)
+    how = {"db": int(database or 0), "connection_class": _ToTheMaster, **options}
+    master: redis.Redis = sentinel.master_for(service or "mymaster", **how)
     return master
+
+
+class _ToTheMaster(SentinelManagedConnection):
+    """Asks the sentinels anew when its server may no longer be the master: it is told so long after the others."""
+
+    def read_response(self, *args: Any, **how: Any) -> Any:
+        try:
+            return super().read_response(*args, **how)
+        except ResponseError as error:
+            if str(error).startswith(("NOREPLICAS", "MASTERDOWN")) or isinstance(error, MasterDownError):
+                self.disconnect()  # type: ignore[no-untyped-call]
+                raise redis.ConnectionError(str(error)) from error
+            raise
 
 
 def _address(host: str) -> tuple[str, int]:
