@@ -220,6 +220,7 @@ class Order(msgspec.Struct, frozen=True):
     entry: str  # id of the dispatch entry: with job and attempt, the fence of every answer
     spec: Spec
     follow_until: float = 0.0  # seconds since the epoch: stream output live until then
+    crashes: int = 0  # times it ran when its channel process died: then it runs alone
 
 
 class ReportKind(enum.StrEnum):

@@ -319,7 +319,7 @@ class Channel:
         try:
             job, attempt = fields[b"job"].decode("ascii"), int(fields[b"attempt"])
             flags = Flag(int(fields[b"flags"]))
-            spec_bytes = fields[b"spec"]
+            spec_bytes, crashes = fields[b"spec"], int(fields.get(b"crashes", b"0"))
         except (KeyError, ValueError) as error:
             self._refuse(entry, f"{type(error).__name__}: {error}")
             return None
@@ -328,7 +328,7 @@ class Channel:
                 raise ProtocolError(
                     f"a spec of {len(spec_bytes)} bytes; the limit is {self.settings.execution.max_payload}"
                 )
-            order = Order(job, attempt, entry.id, decode_spec(spec_bytes))
+            order = Order(job, attempt, entry.id, decode_spec(spec_bytes), crashes=crashes)
         except ProtocolError as error:
             self._fail_unreadable(job, attempt, entry.id, str(error))
             return None
@@ -513,9 +513,9 @@ class Channel:
                 log.info("a report came too late: the job was given to another", entry=entry)
 
     def _current_window(self) -> int:
-        if self._level != RUN or self._clock.boottime() < self._pause_until:
-            return 0
         now = self._clock.boottime()
+        if self._level != RUN or now < self._pause_until or self._executor.reserved:
+            return 0
         longest = max((now - running.since for running in self._executor.running()), default=0.0)
         return max(0, self._window.size(longest) - self._home.busy_elsewhere())
 

@@ -2,6 +2,9 @@
 
 A slot runs one command, or keeps a warm runner that gets functions: several at a time when they are expected
 to be short, so that the runner need not wait for us between two of them.
+
+A suspect, that is an order whose job ran when a channel process died, has the channel for itself. If it was the
+culprit, it is alone when the next process dies, and no bystander is taken for poison with it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from jobschedd.slave.settings import ExecutionSettings
 
 #: Functions handed to one runner ahead of need, at most.
 DEEPEST = 256
+#: Seconds that a suspect waits for what runs to end. Then it starts beside it: a job of a day must not hold up the
+#: rest of the channel. Two suspects never run side by side, however long it takes.
+SUSPECT_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Executor:
         self._entries: dict[str, tuple[str, int]] = {}  # entry -> job and attempt, of all orders held or running
         self._got_on: dict[int, float] = {}  # boot time at which a slot's runner last began or ended something
         self._ended_slots: set[int] = set()
+        self._suspect = ""  # the entry of the suspect that was started
         self.depth = 1  # functions that a runner may hold, the current one included
         self.short_of_resources = False  # the last start failed for want of processes, memory or files
 
@@ -68,8 +75,13 @@ class Executor:
 
     def fill(self) -> None:
         """Start what is held, in order, as far as the slots go."""
-        while self._held and (slot := self._slot_for(self._held[0][0])) is not None:
+        while self._held and self._may_start(*self._held[0]):
+            slot = self._slot_for(self._held[0][0])
+            if slot is None:
+                return
             order, _ = self._held.popleft()
+            if order.crashes:
+                self._suspect = order.entry
             if order.spec.function is not None:
                 self._hand_over(order, slot)
             elif not self._start_command(order, slot):
@@ -85,11 +97,25 @@ class Executor:
             if self._behind(older_than)
             else []
         )
+        # A suspect that waits for others to end keeps the channel: handed from one busy channel to the next, it
+        # would never run. Behind another suspect it might wait for ever.
+        waits = older_than > 0 and not self._suspect and self._held and self._held[0][0].crashes
+        kept = [self._held.popleft()] if waits else []
         back = queued + [order for order, _ in self._held]
-        self._held.clear()
+        self._held = deque(kept)
         for order in back:
-            self._entries.pop(order.entry, None)
+            self._forget(order)
         return back
+
+    def _may_start(self, order: Order, received: float) -> bool:
+        if self._suspect:
+            return False
+        return not (order.crashes and self.busy) or self._loop.clock.boottime() - received >= SUSPECT_PATIENCE
+
+    def _forget(self, order: Order) -> None:
+        self._entries.pop(order.entry, None)
+        if order.entry == self._suspect:
+            self._suspect = ""
 
     def _behind(self, seconds: float) -> bool:
         """Whether some runner has not got on for that long, with more than one function in hand."""
@@ -107,6 +133,11 @@ class Executor:
     def idle(self) -> bool:
         """Whether nothing runs and nothing is held."""
         return not self._held and not self.busy
+
+    @property
+    def reserved(self) -> bool:
+        """Whether a suspect has the channel, or waits for it: nothing else is wanted."""
+        return bool(self._suspect) or bool(self._held and self._held[0][0].crashes)
 
     def running(self) -> list[Running]:
         """What has started."""
@@ -232,6 +263,7 @@ class Executor:
             if error.cause is Cause.RESOURCE:
                 self.short_of_resources = True
                 self._held.appendleft((order, self._loop.clock.boottime()))
+                self._suspect = ""
                 return False
             now = self._now()
             result = Result(outcome=Outcome.FAILED, cause=error.cause, error=error.message, started=now, ended=now)
@@ -257,7 +289,7 @@ class Executor:
         self._ended(order, result)
 
     def _ended(self, order: Order, result: Result) -> None:
-        self._entries.pop(order.entry, None)
+        self._forget(order)
         self._on_end(order, result)
 
     def _now(self) -> float:

@@ -176,3 +176,12 @@ def test_attempts_only_grow(driver):
         driver.bring_back(job)
         driver.dispatch(channel)
         assert driver.header(job).attempt == attempt
+
+
+def test_an_order_says_how_often_its_job_ran_when_a_channel_died(driver):
+    channel = driver.channel()
+    job, entry = driver.dispatched(channel)
+    assert b"crashes" not in dict(channel.entries())[entry]
+    driver.again(job, crashes=1)
+    driver.dispatch(channel)
+    assert dict(channel.entries())[driver.header(job).entry][b"crashes"] == b"1"

@@ -15,8 +15,11 @@ end
 
 local function order(id, rec, r, stream, incarnation)
   r.attempt = r.attempt + 1
-  local entry = call('XADD', stream, '*', 'job', id, 'attempt', r.attempt, 'flags', r.flags,
-    'spec', string.sub(rec, 61, 60 + r.spec_length))
+  local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
+  if r.crashes > 0 then
+    fields[9], fields[10] = 'crashes', r.crashes
+  end
+  local entry = call('XADD', stream, '*', unpack(fields))
   local time, number = string.match(entry, '^(%d+)-(%d+)$')
   call('SETRANGE', BASE .. 'job:' .. id, 24,
     middle(DISPATCHED, 0, r.flags, r.attempt, now, incarnation, tonumber(time), tonumber(number)))
