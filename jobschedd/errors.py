@@ -62,6 +62,24 @@ class StoreRefused(JobschedError):
     exit_code = 69
 
 
+class DataLost(StoreRefused):
+    """Redis has lost data that were there before: nothing is accepted or dispatched until an operator decides."""
+
+    exit_code = 75
+
+
+class NotDurable(JobschedError):
+    """Jobs are accepted, but it could not be confirmed in time that they survive the loss of a server; ``ids``."""
+
+    exit_code = 75
+
+    def __init__(self, ids: Sequence[str], reason: str) -> None:
+        jobs = f"job {ids[0]} is" if len(ids) == 1 else f"{len(ids)} jobs are"
+        super().__init__(f"{jobs} accepted, but not confirmed as durable: {reason}")
+        self.ids = tuple(ids)
+        self.reason = reason
+
+
 class QueueFull(JobschedError):
     """Redis is at its memory limit: submits are refused until jobs end; results are still accepted."""
 

@@ -127,6 +127,15 @@ TRANSITIONS: Final = frozenset(
         ("cancel", State.SCHEDULED, State.DONE),
         ("cancel", State.WAITING, State.DONE),
         ("retry", State.DONE, State.PENDING),
+        ("restore", None, State.DISPATCHED),  # after Redis lost data: a channel still has it
+        ("restore", State.PENDING, State.DISPATCHED),
+        ("restore", State.SCHEDULED, State.DISPATCHED),
+        ("restore", State.DISPATCHED, State.DISPATCHED),
+        ("restore", State.RUNNING, State.DISPATCHED),
+        ("settle", State.PENDING, State.DONE),  # after Redis lost data: the history knows its end
+        ("settle", State.SCHEDULED, State.DONE),
+        ("settle", State.DISPATCHED, State.DONE),
+        ("settle", State.RUNNING, State.DONE),
     }
 )
 

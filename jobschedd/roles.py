@@ -210,12 +210,17 @@ def _channel(config: Config, name: str) -> ChildSpec:
 
 def run_dispatcher(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "dispatcher"."""
+    from jobschedd.master.collector import Keep
     from jobschedd.master.dispatcher import Dispatcher
+    from jobschedd.master.guard import Guard, KnownFile
+    from jobschedd.master.history import History
     from jobschedd.master.leadership import EpochFile, Leadership
     from jobschedd.master.placement import Placement
     from jobschedd.store.bell import Bell
     from jobschedd.store.connect import blocking, check_server, connect
+    from jobschedd.store.inspect import Inspect
     from jobschedd.store.keys import Keys
+    from jobschedd.store.marks import Marks
     from jobschedd.store.moves import Moves
     from jobschedd.store.survey import Survey
 
@@ -223,6 +228,17 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     client = connect(config.connection, f"{config.node}/dispatcher")
     moves = Moves(client, keys)
     epochs = EpochFile(os.path.join(config.state_dir, f"epoch-{config.namespace}"))
+    keep = Keep(_keep_ms(config.master.keep.succeeded), _keep_ms(config.master.keep.failed))
+    guard = Guard(
+        marks=Marks(client, keys),
+        inspect=Inspect(client, keys),
+        history=History(config.master.history),
+        file=KnownFile(os.path.join(config.state_dir, f"known-{config.namespace}")),
+        instance=instance.id,
+        node=config.node,
+        keep=keep.of,
+        clock=SYSTEM_CLOCK,
+    )
     make: Callable[..., Dispatcher] = Dispatcher if config.transport == "stream" else _publisher(config, client)
     dispatcher = make(
         moves=moves,
@@ -236,6 +252,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         block=timing.block,
         keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
+        guard=guard,
     )
     context.ready()
     dispatcher.run(_stopping(context), context.wait, context.beat)

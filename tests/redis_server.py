@@ -52,7 +52,8 @@ def die_with_parent() -> None:
 class RedisServer:
     """One server on a Unix socket in a directory of its own, with a TCP port on the loopback if wanted."""
 
-    def __init__(self, *options: str, aof: bool = True, tcp: bool = False) -> None:
+    def __init__(self, *options: str, aof: bool = True, tcp: bool = False, binary: str = "") -> None:
+        self.binary = binary or server_binary()
         # Not pytest's tmp_path: the address of a Unix socket holds 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="jobsched-redis-"))
         self.socket = self.directory / "redis.sock"
@@ -94,7 +95,7 @@ class RedisServer:
         }
         arguments = [text for key, value in settings.items() for text in (f"--{key}", value)]
         self.process = subprocess.Popen(
-            [server_binary(), *arguments, *self.options],
+            [self.binary, *arguments, *self.options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

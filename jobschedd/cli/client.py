@@ -34,6 +34,7 @@ COMMANDS = {
     "resume": "fleet",
     "top": "top",
     "doctor": "doctor",
+    "rebuild": "rebuild",
 }
 
 

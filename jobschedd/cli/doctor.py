@@ -67,6 +67,7 @@ def examine(inspect: Inspect) -> Iterator[Finding]:
     info = inspect.server()
     channels = inspect.channels()
     yield _reach(took)
+    yield _data(inspect)
     yield _version(info)
     yield _policy(inspect)
     yield _memory(info)
@@ -84,6 +85,18 @@ def _reach(took: float) -> Finding:
         mend = "look for slow commands (SLOWLOG GET), swapping, or a long way to the server"
         return Finding("redis", "warning", f"answers in {format_duration(took)}", mend)
     return Finding("redis", "ok", f"answers in {took * 1000:.1f} ms")
+
+
+def _data(inspect: Inspect) -> Finding:
+    from jobschedd.cli.rebuild import ways_out
+    from jobschedd.store.marks import Marks
+
+    loss = Marks(inspect.client, inspect.keys).loss()
+    if loss is None:
+        return Finding("data", "ok", "what the masters know of is there")
+    ago = format_duration(max(0.0, time.time() - loss.since))
+    state = "being rebuilt now" if loss.rebuilding else "nothing is accepted or dispatched; running jobs go on"
+    return Finding("data", "error", f"{loss.story}; noticed {ago} ago by {loss.by}; {state}", ways_out(loss))
 
 
 def _version(info: dict[str, Any]) -> Finding:
@@ -187,6 +200,11 @@ def _channels(channels: list[ChannelView]) -> Iterator[Finding]:
     if down:
         mend = "start jobschedd there, if they are meant to be up"
         yield Finding("channels", "warning", f"nodes that are down: {_some(down)}", mend)
+    aside = {channel.name: channel.aside for channel in up if channel.aside}
+    if aside:
+        mend = "they lie in files aside-* under channels/ in the state directory of the node; remove them there"
+        message = f"results of data that were given up: {_some([f'{name} {count}' for name, count in aside.items()])}"
+        yield Finding("channels", "warning", message, mend)
     versions = sorted({channel.version for channel in up if channel.version})
     if len(versions) > 1:
         yield Finding("channels", "warning", f"versions differ: {', '.join(versions)}", "finish the upgrade")

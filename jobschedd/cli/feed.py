@@ -23,6 +23,7 @@ from jobschedd.submission import submission
 
 if TYPE_CHECKING:
     from jobschedd.client import Client
+    from jobschedd.client.session import Durable
 
 _READ = 256 * 1024
 _LONGEST_LINE = 16 << 20
@@ -40,9 +41,11 @@ class BadLine(InvalidJob):
         super().__init__(f"{where}: {field}" if field else where, problem)
 
 
-def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bool) -> int:
+def submit_file(
+    client: Client, path: str, defaults: Mapping[str, Any], wait: bool, durable: Durable | None = None
+) -> int:
     """Submit every line of ``path``, print one id a line; an exit code. Raises BadLine, StoreUnavailable, QueueFull"""
-    feed = _Feed(client, path, defaults)
+    feed = _Feed(client, path, defaults, durable)
     ids: list[str] = []
     try:
         with ExitStack() as stack:
@@ -56,6 +59,8 @@ def submit_file(client: Client, path: str, defaults: Mapping[str, Any], wait: bo
     except (JobschedError, KeyboardInterrupt):
         note(f"{feed.submitted} job{_were(feed.submitted)} submitted before this")
         raise
+    if durable is not None and durable.confirmed is not None:
+        note(f"durable: {durable.confirmed}")
     if not wait:
         return 0
     from jobschedd.cli.endings import wait_for
@@ -71,7 +76,8 @@ def _were(count: int) -> str:
 
 
 class _Feed:
-    def __init__(self, client: Client, path: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, client: Client, path: str, defaults: Mapping[str, Any], durable: Durable | None) -> None:
+        self._durable = durable
         self.submitted = 0
         self.read = 0
         self._client = client
@@ -113,7 +119,9 @@ class _Feed:
             raise bad
 
     def _send(self, chunk: list[Submission]) -> list[str]:
-        ids = self._client.session.submit(chunk)
+        from jobschedd.cli.submit import submit_all
+
+        ids = submit_all(self._client, chunk, self._durable)
         self.submitted += len(ids)
         for job in chunk:
             if job.target not in self._targets and len(self._targets) < _MOST_TARGETS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from jobschedd.cli.context import connect, connection_options, json_option, note, print_json_lines
@@ -10,13 +12,18 @@ from jobschedd.cli.render import moment, print_table
 from jobschedd.errors import UsageError
 from jobschedd.submission import NAME
 
+if TYPE_CHECKING:
+    from jobschedd.client import Client
+
 
 @click.command("nodes", short_help="List the nodes.")
 @json_option
 @connection_options
 def nodes_command(as_json: bool) -> None:
     """List the nodes: what they are, how busy, since when."""
-    nodes = connect().nodes()
+    client = connect()
+    nodes = client.nodes()
+    _tell_loss(client)
     if as_json:
         print_json_lines(node.json() for node in nodes)
         return
@@ -48,7 +55,9 @@ def channels_command(as_json: bool) -> None:
     States: up; draining, drained (see 'jobsched drain'); lost (silent, its jobs are being taken back);
     down (it left, or was given up).
     """
-    channels = connect().channels()
+    client = connect()
+    channels = client.channels()
+    _tell_loss(client)
     if as_json:
         print_json_lines(channel.json() for channel in channels)
         return
@@ -94,6 +103,14 @@ def resume_command(name: str) -> None:
     if not client.resume(name):
         drained = ", ".join(sorted(client.inspect.drains())) or "nothing"
         raise UsageError(f"{name} is not drained (drained: {drained})")
+
+
+def _tell_loss(client: Client) -> None:
+    from jobschedd.store.marks import Marks
+
+    loss = Marks(client.inspect.client, client.session.keys).loss()
+    if loss is not None:
+        note(f"{loss.story}: nothing is accepted or dispatched; see 'jobsched doctor'")
 
 
 def _check(name: str) -> None:

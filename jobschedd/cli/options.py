@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from jobschedd.errors import InvalidJob, UsageError
+
+if TYPE_CHECKING:
+    from jobschedd.client.session import Durable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,6 +48,31 @@ _NAMES = frozenset(
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")
+
+
+def durable_options(command: Command) -> Command:
+    """Adds --durable and what belongs to it."""
+    durable = click.option(
+        "--durable", is_flag=True, help="Return once it is known to be on the server's disk; exit code 75 if not."
+    )
+    replicas = click.option(
+        "--replicas", type=click.IntRange(min=1), metavar="N", help="And on so many replicas (implies --durable)."
+    )
+    within = click.option(
+        "--durable-within", metavar="DURATION", default="10s", help="Wait at most so long. [default: 10s]"
+    )
+    return durable(replicas(within(command)))
+
+
+def durable_from(options: dict[str, Any]) -> Durable | None:
+    """What these ask for; they are taken out of ``options``. Raises InvalidJob."""
+    from jobschedd.client.api import durable_wish
+
+    durable, replicas, within = (options.pop(name) for name in ("durable", "replicas", "durable_within"))
+    try:
+        return durable_wish(replicas or durable, within)
+    except InvalidJob as error:
+        raise InvalidJob("--durable-within", error.problem) from None
 
 
 def job_options(command: Command) -> Command:

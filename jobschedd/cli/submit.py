@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobschedd.cli.context import connect, connection_options, note
-from jobschedd.cli.options import command_options, item_from, job_options, option_of
-from jobschedd.errors import InvalidJob, UsageError
+from jobschedd.cli.options import command_options, durable_from, durable_options, item_from, job_options, option_of
+from jobschedd.errors import InvalidJob, NotDurable, UsageError
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
-    from jobschedd.job import Target
+    from jobschedd.client.session import Durable
+    from jobschedd.job import Submission, Target
 
 
 @click.command(
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @command_options
 @click.option("--file", "file", metavar="FILE", help="Submit one job a line of this JSONL file ('-': standard input).")
 @click.option("--wait", "wait", is_flag=True, help="Wait for the end, and exit as the job did.")
+@durable_options
 @connection_options
 def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **options: Any) -> None:
     """Submit a command; print the job's id.
@@ -35,16 +37,17 @@ def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **opt
     ("--in" is "delay") plus "command" or "shell" or "function", "args", "kwargs". At a bad line it stops: what came
     before it is submitted, nothing after it, and the exit code is 2.
     """
+    durable = durable_from(options)
     if file is not None:
         if command or options["shell"]:
             raise UsageError("--file takes its commands from the file: give no COMMAND beside it")
         from jobschedd.cli.feed import submit_file
 
-        sys.exit(submit_file(connect(), file, item_from(options), wait))
+        sys.exit(submit_file(connect(), file, item_from(options), wait, durable))
     if not command and not options["shell"]:
         raise click.UsageError("Missing the command: jobsched submit [OPTIONS] -- COMMAND...")
     client = connect()
-    job = submitted(client, item_from(options | {"command": command}))
+    job = submitted(client, item_from(options | {"command": command}), durable)
     click.echo(job.id)
     if wait:
         sys.exit(_wait(client, job))
@@ -56,6 +59,7 @@ def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **opt
 @job_options
 @click.option("--kwargs", metavar="JSON", help="Keyword arguments, as a JSON object.")
 @click.option("--wait", "wait", is_flag=True, help="Wait for the end, print the value returned, exit as the job did.")
+@durable_options
 @click.argument("function", metavar="MODULE:FUNCTION")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[JSON-ARG]...")
 @connection_options
@@ -66,12 +70,13 @@ def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, 
     jobsched call myapp.tasks:resize '"photo.jpg"' 800
     jobsched call --wait --kwargs '{"deep": true}' myapp.tasks:scan
     """
+    durable = durable_from(options)
     item = item_from(options) | {"function": function}
     item["args"] = [_json(f"argument {number}", text) for number, text in enumerate(arguments, 1)]
     if kwargs is not None:
         item["kwargs"] = _json("--kwargs", kwargs)
     client = connect()
-    job = submitted(client, item)
+    job = submitted(client, item, durable)
     click.echo(job.id)
     if wait:
         code = _wait(client, job)
@@ -82,15 +87,17 @@ def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, 
         sys.exit(code)
 
 
-def submitted(client: Client, item: dict[str, Any]) -> Job:
-    """Submit one job; say what its submitter should know. Raises InvalidJob, QueueFull."""
+def submitted(client: Client, item: dict[str, Any], durable: Durable | None = None) -> Job:
+    """Submit one job; say what its submitter should know. Raises InvalidJob, QueueFull, NotDurable."""
     from jobschedd.submission import submission
 
     try:
         checked = submission(item)
     except InvalidJob as error:
         raise InvalidJob(option_of(error.field), error.problem) from None
-    (job_id,) = client.session.submit([checked])
+    (job_id,) = submit_all(client, [checked], durable)
+    if durable is not None:
+        note(f"durable: {durable.confirmed}")
     if checked.at_ms:
         from jobschedd.cli.render import full_moment
 
@@ -100,6 +107,15 @@ def submitted(client: Client, item: dict[str, Any]) -> Job:
     from jobschedd.client import Job
 
     return Job(client, job_id)
+
+
+def submit_all(client: Client, jobs: list[Submission], durable: Durable | None) -> list[str]:
+    """One call of the submit script. Raises NotDurable, the ids printed already: the jobs are accepted."""
+    try:
+        return client.session.submit(jobs, durable)
+    except NotDurable as error:
+        click.echo("\n".join(error.ids))
+        raise
 
 
 def could_run(target: Target) -> str:

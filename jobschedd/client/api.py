@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from jobschedd.client.follow import Follower, Output
 from jobschedd.client.jobs import Job, checked_id, no_such_job
-from jobschedd.client.session import Session
+from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
+from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
 from jobschedd.job import Outcome, State, Submission
 from jobschedd.store.inspect import Inspect
@@ -52,6 +53,8 @@ class Options(TypedDict, total=False):
     submitter: str
     key: str  # idempotency key: the same key gives the same job
     follow: bool  # live output from the start
+    durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
+    durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
 
 class Cancelled(NamedTuple):
@@ -96,7 +99,11 @@ class Client:
     # -- submitting -------------------------------------------------------------------------------------------
 
     def submit(self, command: Sequence[str], **options: Unpack[Options]) -> Job:
-        """Submit a command (a list of texts; no shell). Raises InvalidJob naming the field, QueueFull."""
+        """Submit a command (a list of texts; no shell).
+
+        Raises InvalidJob naming the field; QueueFull; DataLost; with ``durable`` NotDurable, whose ``ids`` name the
+        job: it is accepted all the same.
+        """
         return self._submit_one({"command": command, **options})
 
     def shell(self, line: str, **options: Unpack[Options]) -> Job:
@@ -114,14 +121,17 @@ class Client:
         name = function if isinstance(function, str) else _importable(function)
         return self._submit_one({"function": name, "args": args, "kwargs": kwargs or {}, **options})
 
-    def submit_many(self, items: Iterable[Mapping[str, Any]]) -> list[Job]:
-        """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order.
+    def submit_many(
+        self, items: Iterable[Mapping[str, Any]], *, durable: bool | int = False, durable_within: float | str = 10.0
+    ) -> list[Job]:
+        """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order. ``durable`` as an option.
 
         All items are checked before the first is submitted: InvalidJob means that none was, and its message starts
         with the item's number, from 0. For a stream without end, or in flat memory, use ``submit_stream``.
         """
         checked = [_numbered(number, item) for number, item in enumerate(items)]
-        return [Job(self, job_id) for chunk in _chunks(checked) for job_id in self.session.submit(chunk)]
+        wish = durable_wish(durable, durable_within)
+        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish)]
 
     def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
@@ -147,11 +157,14 @@ class Client:
         if error is not None:
             raise error
 
-    def _submit_chunk(self, chunk: Sequence[Submission]) -> list[Job]:
-        return [Job(self, job_id) for job_id in self.session.submit(chunk)]
+    def _submit_chunk(self, chunk: Sequence[Submission], durable: Durable | None = None) -> list[Job]:
+        ids = self.session.submit(chunk, durable)
+        return [Job(self, job_id, durability=durable.confirmed if durable else None) for job_id in ids]
 
     def _submit_one(self, item: Mapping[str, Any]) -> Job:
-        return self._submit_chunk([submission(item)])[0]
+        job = dict(item)
+        durable = durable_wish(job.pop("durable", False), job.pop("durable_within", 10.0))
+        return self._submit_chunk([submission(job)], durable)[0]
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -268,6 +281,19 @@ class Client:
 
     def _handle(self, job: AnyJob) -> Job:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
+
+
+def durable_wish(durable: bool | int, within: float | str) -> Durable | None:
+    """What a submitter asks for; None for nothing. Raises InvalidJob."""
+    if not isinstance(durable, int) or durable < 0:
+        raise InvalidJob("durable", "must be true, or a number of replicas")
+    try:
+        seconds = parse_duration(within) if isinstance(within, str) else float(within)
+    except (TypeError, ValueError) as error:
+        raise InvalidJob("durable_within", str(error)) from None
+    if not durable:
+        return None
+    return Durable(0 if durable is True else durable, max(0.001, min(seconds, 86_400.0)))
 
 
 def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:

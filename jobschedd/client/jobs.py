@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
+from jobschedd.store.durability import Durability
 from jobschedd.store.views import JobView
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ class Job:
     Raises NoSuchJob where the record is gone (it ended, and its retention is over), and StoreUnavailable.
     """
 
-    __slots__ = ("_client", "_view", "id")
+    __slots__ = ("_client", "_view", "durability", "id")
 
-    def __init__(self, client: Client, job_id: str, view: JobView | None = None) -> None:
+    def __init__(
+        self, client: Client, job_id: str, view: JobView | None = None, durability: Durability | None = None
+    ) -> None:
+        #: What was confirmed of its submit, where that was asked for (``durable``).
+        self.durability = durability
         self._client = client
         self._view = view
         self.id = job_id

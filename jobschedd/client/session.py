@@ -8,13 +8,16 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from jobschedd.config import RedisConfig, client_settings
-from jobschedd.errors import StoreUnavailable
+from jobschedd.durations import format_duration
+from jobschedd.errors import NotDurable, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission
 from jobschedd.store.connect import check_server, connect
+from jobschedd.store.durability import Durability, confirm
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.keys import Keys
 from jobschedd.store.listen import Inbox, LiveOutput
@@ -23,6 +26,15 @@ from jobschedd.store.moves import Moves, OperationSlot
 Answer = TypeVar("Answer")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+
+
+@dataclass
+class Durable:
+    """What a submitter waits for, and what it got. ``replicas``: at least so many; ``within``: seconds."""
+
+    replicas: int = 0
+    within: float = 10.0
+    confirmed: Durability | None = None
 
 
 class Session:
@@ -75,15 +87,29 @@ class Session:
         while True:
             yield False
 
-    def submit(self, submissions: Sequence[Submission]) -> list[str]:
-        """One call of the submit script. However often it is sent, it has one effect."""
+    def submit(self, submissions: Sequence[Submission], durable: Durable | None = None) -> list[str]:
+        """One call of the submit script. However often it is sent, it has one effect.
+
+        ``durable``: wait until it is known to survive; what was confirmed stays there. Raises NotDurable.
+        """
         self.reach()
         with self._slot() as slot:
             slot.sequence += 1
             failpoint("client.submit.before")
             ids = self.patiently(lambda: self.moves.submit(submissions, slot))
             failpoint("client.submit.after")
+            if durable is not None:
+                self._confirm(ids, slot, durable)
         return ids
+
+    def _confirm(self, ids: list[str], slot: OperationSlot, durable: Durable) -> None:
+        try:
+            got, reason = confirm(self._redis, self.keys, slot, durable.replicas, durable.within)
+        except (StoreUnavailable, StoreRefused) as error:
+            raise NotDurable(ids, str(error)) from error
+        if reason:
+            raise NotDurable(ids, f"{reason} (waited {format_duration(durable.within)})")
+        durable.confirmed = got
 
     @contextmanager
     def _slot(self) -> Iterator[OperationSlot]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jobschedd.clock import Clock
-from jobschedd.errors import NotTheLeader, StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement
 from jobschedd.outage import Outage
@@ -32,6 +33,9 @@ ROUNDS = 8
 SURVEY_EVERY = 30.0
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
+#: Seconds between looks for an operator's order, and between two steps of a rebuild.
+LOSS_POLL = 0.5
+REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
 
 
@@ -63,7 +67,9 @@ class Dispatcher:
         block: float,
         keep_ms: int,
         check: Callable[[], None] = lambda: None,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._check = check
         self._moves = moves
         self._survey = survey
@@ -89,6 +95,7 @@ class Dispatcher:
         self._cadences = [
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
+            Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(CHECK_EVERY, self._check),
         ]
@@ -106,6 +113,10 @@ class Dispatcher:
                 self._forget()
                 self._leadership.step_down()
                 self._ring_for_everything()
+            except DataLost as error:
+                beat(f"stopped, see jobsched doctor: {error}")
+                self._stand_still()
+                wait(LOSS_POLL)
             except (StoreUnavailable, StoreRefused) as error:
                 self._forget()
                 self._checked = False
@@ -114,10 +125,12 @@ class Dispatcher:
         self._leadership.release()
 
     def step(self, wait: Callable[[float], object]) -> str:
-        """One turn; answers what to tell the supervisor."""
+        """One turn; answers what to tell the supervisor. Raises DataLost where Redis is not the one that we know."""
         if not self._checked:
             self._check()
             self._checked = True
+        if self._guard is not None:
+            self._guard.check()
         if not self._leadership.hold():
             if self._surveyed:
                 self._ring_for_everything()
@@ -125,6 +138,10 @@ class Dispatcher:
             wait(STANDBY_POLL)
             return "standing by"
         self._note_answer()
+        if self._guard is not None and self._guard.rebuilding:
+            self._load_functions()
+            wait(REBUILD_PAUSE)
+            return self._guard.rebuild(self._leadership.fence)
         if not self._surveyed:
             self._load_functions()
             self._look_at_everything()
@@ -134,6 +151,21 @@ class Dispatcher:
         self._take_back()
         self._dispatch()
         return f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
+
+    def _stand_still(self) -> None:
+        """Data are lost: nobody leads; an operator may have ordered what to do."""
+        assert self._guard is not None
+        self._forget()
+        self._leadership.step_down()
+        self._guard.abandon()
+        try:
+            self._guard.attend()
+        except (StoreUnavailable, StoreRefused) as error:
+            log.debug("could not ask what the operator ordered", error=error)
+
+    def _take_in_announcements(self) -> None:
+        if self._guard is not None:
+            self._guard.take_in(self._leadership.fence)
 
     def _ring_for_everything(self) -> None:
         """What we heard since we lost the lead was meant for our successor."""
@@ -149,6 +181,8 @@ class Dispatcher:
             log.warning("may not load the functions that channels call; they must be allowed to", error=error)
 
     def _forget(self) -> None:
+        if self._guard is not None:
+            self._guard.doubt()
         self._surveyed = False
         self._trusted_since = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -95,6 +96,21 @@ class History:
         except sqlite3.Error:
             self.close()  # the next try opens the file anew: it may be another one by then
             raise
+
+    def highest_id(self) -> int:
+        """The highest job id that ever ended here; 0 for none."""
+        (highest,) = self._open().execute("SELECT MAX(CAST(job AS INTEGER)) FROM attempts").fetchone()
+        return int(highest or 0)
+
+    def ends_of(self, incarnation: str, jobs: Sequence[str]) -> list[tuple[str, int, float, Outcome, bytes]]:
+        """(job, attempt, ended, outcome, result) of the last accepted end of each of these jobs that has one."""
+        query = (
+            "SELECT job, MAX(attempt), ended, outcome, result FROM attempts"
+            " WHERE final = 1 AND incarnation = ? AND job IN (SELECT value FROM json_each(?)) GROUP BY job"
+        )
+        found = self._open().execute(query, (incarnation, json.dumps(list(jobs))))
+        words = {outcome.word: outcome for outcome in Outcome}
+        return [(job, attempt, ended, words[word], result) for job, attempt, ended, word, result in found]
 
     def close(self) -> None:
         """Close the file."""

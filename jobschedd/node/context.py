@@ -70,6 +70,8 @@ class ChildContext:
         """Tell the supervisor that this process is alive, and what it does. Cheap; call it in every round."""
         if time.monotonic() >= self._next_beat:
             self._send("B", status)
+        else:
+            self._status = status  # for the beats of ``wait``: they would tell an old one for ever
 
     def failed(self, reason: str) -> None:
         """Leave the reason of a death that follows, for the supervisor's log and status."""

@@ -7,6 +7,7 @@ lease, which is counted from before the renewal was sent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -18,20 +19,34 @@ from typing import Protocol
 import msgspec
 
 from jobschedd.clock import SYSTEM_CLOCK, Clock
-from jobschedd.errors import JobschedError, ProtocolError, StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, JobschedError, ProtocolError, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
-from jobschedd.job import Captured, Cause, Flag, Order, Outcome, Report, ReportKind, Result, decode_spec, encode
+from jobschedd.job import (
+    Captured,
+    Cause,
+    Flag,
+    Order,
+    Outcome,
+    Report,
+    ReportKind,
+    Result,
+    decode_report,
+    decode_spec,
+    encode,
+)
 from jobschedd.logs import get_logger
 from jobschedd.outage import Outage
 from jobschedd.slave.executor import Executor
 from jobschedd.slave.joblog import JobLog
 from jobschedd.slave.live import LiveOutput
 from jobschedd.slave.loop import Loop
-from jobschedd.slave.recovery import settle_predecessors
+from jobschedd.slave.recovery import kill_survivors, settle_predecessors
+from jobschedd.slave.register import boot_id
 from jobschedd.slave.settings import ExecutionSettings
 from jobschedd.slave.spool import Home
 from jobschedd.slave.window import Window
-from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry
+from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry, StoreState
+from jobschedd.store.marks import STORIES, Announcement, announcement
 from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
 from jobschedd.version import VERSION
@@ -129,6 +144,12 @@ class Channel:
         self._said: set[str] | None = None  # answered since we connected, until the own history was read
         self._unsynced_since: float | None = None
         self._announced: set[str] = set()
+        self._known = home.recall()  # identity and mark of the store's data, as we last saw them
+        self._data_lost = False
+        self._unstarted: dict[str, Order] = {}  # orders that went back when the connection broke, by entry
+        self._unconfirmed: dict[str, Order] = {}  # orders whose results wait for an answer
+        self._foreign: dict[str, str] = {}  # entries of data that were given up, and the identity of those
+        self._waiting_for = ""  # our announcement that the master has not taken in yet
         self._said_window = -1
         self._pause_until = 0.0
         self._tick_due = 0.0
@@ -180,7 +201,8 @@ class Channel:
             self._disconnect(error)
 
     def _status(self) -> str:
-        state = "draining" if self._level else "ready" if self._store else "waiting for Redis"
+        away = "stopped, Redis has lost data" if self._data_lost else "waiting for Redis"
+        state = "draining" if self._level else "ready" if self._store else away
         return f"{state}: {self._executor.slots_in_use()} of {self.settings.slots} slots busy"
 
     def _nothing(self) -> None:
@@ -200,6 +222,7 @@ class Channel:
     def _connect(self) -> None:
         store = self._open_store(self.incarnation)
         try:
+            self._recognise(store)
             asked = self._clock.boottime()
             window = self._current_window()
             store.register(
@@ -211,6 +234,8 @@ class Channel:
             store.close()
             raise
         self._store = store
+        self._data_lost = False
+        self._unstarted.clear()
         self._said_window = window
         self._hold_lease(asked)
         self._said = set()
@@ -223,9 +248,88 @@ class Channel:
 
     def _disconnect(self, error: JobschedError) -> None:
         self._connect_due = self._clock.boottime() + self._outage.failed(error)
+        if self._store is not None:
+            self._know(*self._store.seen)
         self._drop_store()
         # What has not started is read again from the stream: by then it may be somebody else's.
-        self._executor.give_back()
+        self._unstarted |= {order.entry: order for order in self._executor.give_back()}
+        if isinstance(error, DataLost):
+            self._waiting_for = ""
+            if not self._data_lost:
+                log.error("data are lost: nothing starts, and results are kept here", what=error)
+            self._data_lost = True
+
+    # -- whether it is the store that we know -----------------------------------------------------------------
+
+    def _recognise(self, store: ChannelStore) -> None:
+        """Raises DataLost where it is not; StoreUnavailable until the master has heard what we have."""
+        identity, mark = self._known
+        there = store.look(identity)
+        if there is None:
+            return  # not for us to know
+        if there.lost or (identity and not there.identity):
+            raise DataLost(STORIES.get(there.lost or "emptied", there.lost))
+        if identity and there.identity != identity:
+            self._change_store(identity, there)
+        elif there.mark < mark:
+            raise DataLost(STORIES["rolled back"])
+        elif identity and there.rebuilt > mark and self.settings.transport == "stream":
+            self._announce(store)
+        store.watch(there.identity, there.mark)
+        self._know(there.identity, there.mark)
+
+    def _know(self, identity: str, mark: int) -> None:
+        if not identity or (identity, mark) == self._known:
+            return
+        self._known = identity, mark
+        try:
+            self._home.remember(identity, mark)
+        except OSError as error:
+            log.error("cannot keep what we know of Redis on disk", error=error)
+
+    def _change_store(self, identity: str, there: StoreState) -> None:
+        """Other data than those we worked for. What belongs to the old ones never mixes with the new."""
+        at_stake = bool(self._unconfirmed or self._executor.busy or self._spool.unacknowledged())
+        if not there.abandoned and (at_stake or any(one.unsent for one in self._home.predecessors())):
+            raise DataLost(f"{STORIES['replaced']}; this channel still has jobs or results of the old data")
+        reports = self._spool.unacknowledged()
+        for predecessor in self._home.predecessors():
+            if not predecessor.rebooted:
+                kill_survivors(predecessor)
+            reports += predecessor.unsent
+        if reports:
+            path = self._home.put_aside(identity, reports)
+            log.error("results of data that were given up are put aside", count=len(reports), file=path)
+        self._spool.acknowledge(entry for entry, _ in self._spool.unacknowledged())
+        for predecessor in self._home.predecessors():
+            self._home.discard(predecessor)
+        self._outgoing.clear()
+        self._unconfirmed.clear()
+        self._unstarted.clear()
+        self._foreign |= {running.order.entry: identity for running in self._executor.running()}
+        log.notice("working for other data of Redis from now on", identity=there.identity, before=identity)
+
+    def _announce(self, store: ChannelStore) -> None:
+        """Redis lost data and was rebuilt: the master must hear what we have before we say anything of it."""
+        if not self._waiting_for:
+            self._waiting_for = store.announce(self._at_stake(), self._info)
+            # A master that takes orders back learns anew what runs.
+            self._announced.clear()
+        if self._waiting_for and store.is_waiting(self._waiting_for):
+            raise StoreUnavailable("data were lost and rebuilt: waiting for the master to take in what we have")
+        self._waiting_for = ""
+
+    def _at_stake(self) -> list[Announcement]:
+        """What runs, ended or waits here, in the order in which it was dispatched."""
+        orders = {running.order.entry: running.order for running in self._executor.running()}
+        orders |= self._unstarted | self._unconfirmed
+        found = [announcement(order, self.incarnation) for order in orders.values() if order.entry not in self._foreign]
+        for predecessor in self._home.predecessors():
+            for entry, packed in predecessor.unsent:
+                with contextlib.suppress(ProtocolError):
+                    report = decode_report(packed)
+                    found.append(Announcement(report.job, report.attempt, entry, predecessor.incarnation))
+        return sorted(found, key=lambda one: [int(part) for part in one.entry.split("-")])
 
     def _drop_store(self) -> None:
         if self._store is not None:
@@ -238,13 +342,13 @@ class Channel:
         self._outgoing = [news for news in self._reporting or () if not news[0]] + self._outgoing
         self._reporting = None
 
-    def _info(self) -> bytes:
+    def _info(self, incarnation: str = "") -> bytes:
         settings = self.settings
         return msgspec.json.encode(
             ChannelInfo(
                 node=settings.node,
                 channel=settings.name,
-                incarnation=self.incarnation,
+                incarnation=incarnation or self.incarnation,
                 slots=settings.slots,
                 labels=settings.labels,
                 pid=os.getpid(),
@@ -253,6 +357,7 @@ class Channel:
                 version=VERSION,
                 started=self._clock.now(),
                 transport=settings.transport,
+                aside=self._home.aside(),
             )
         )
 
@@ -291,6 +396,7 @@ class Channel:
         if not held:
             raise StoreUnavailable("our lease has ended; announcing ourselves again")
         self._hold_lease(asked)
+        self._know(*self._open.seen)
 
     def _may_start(self) -> bool:
         now = self._clock.boottime()
@@ -383,6 +489,8 @@ class Channel:
         self._tick_due = now + TICK
         for running in self._executor.running():
             if now - running.since >= ANNOUNCE_AFTER and running.order.entry not in self._announced:
+                if running.order.entry in self._foreign:
+                    continue
                 self._announced.add(running.order.entry)
                 self._say(ReportKind.STARTED, running.order, "", time=self._clock.now() - (now - running.since))
         if self._store is not None:
@@ -397,6 +505,7 @@ class Channel:
     def _return(self, orders: Iterable[Order]) -> None:
         for order in orders:
             failpoint("channel.return.before")
+            self._unstarted[order.entry] = order
             self._say(ReportKind.RETURN, order, order.entry)
 
     def _job_ended(self, order: Order, result: Result) -> None:
@@ -433,8 +542,19 @@ class Channel:
             result=packed_result,
         )
         packed = encode(report)
+        if order.entry in self._foreign:
+            self._put_aside(self._foreign.pop(order.entry), order.entry, packed)
+            return
+        self._unconfirmed[order.entry] = order
         self._spool.append(order.entry, packed)
         self._outgoing.append((order.entry, packed))
+
+    def _put_aside(self, identity: str, entry: str, packed: bytes) -> None:
+        try:
+            path = self._home.put_aside(identity, [(entry, packed)])
+            log.warning("put aside a result of data that were given up", file=path)
+        except OSError as error:
+            log.error("cannot keep a result of data that were given up", error=error)
 
     def _packed(self, result: Result) -> bytes:
         """A result that is too large to be taken loses its output, never its cause or its value."""
@@ -502,6 +622,13 @@ class Channel:
 
     def _reported(self, batch: list[tuple[str, bytes]], answers: list[bool]) -> None:
         failpoint("channel.report.acknowledged")
+        if all(answers):
+            self._acknowledge(batch, answers)
+        else:
+            # Taken away by another, or gone with all the data? Only what Redis surely has may leave the spool.
+            self._open.confirm(partial(self._acknowledge, batch, answers))
+
+    def _acknowledge(self, batch: list[tuple[str, bytes]], answers: list[bool]) -> None:
         self._reporting = None
         if self._said is not None:
             self._said.update(entry for entry, _ in batch if entry)
@@ -509,6 +636,8 @@ class Channel:
         # Whatever is in the spool now came after this batch was sent.
         self._unsynced_since = self._reported_at if self._spool.unacknowledged() else None
         for (entry, _), taken in zip(batch, answers, strict=True):
+            self._unconfirmed.pop(entry, None)
+            self._unstarted.pop(entry, None)
             if not taken:
                 log.info("a report came too late: the job was given to another", entry=entry)
 
@@ -517,7 +646,7 @@ class Channel:
         if self._level != RUN or now < self._pause_until or self._executor.reserved:
             return 0
         longest = max((now - running.since for running in self._executor.running()), default=0.0)
-        return max(0, self._window.size(longest) - self._home.busy_elsewhere())
+        return max(0, self._window.size(longest) - self._home.busy_elsewhere() - len(self._foreign))
 
     def _publish(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
         self._guarded(lambda: self._open.publish_output(job, attempt, fd, offset, data))
@@ -574,15 +703,6 @@ class Channel:
     @staticmethod
     def _ms(seconds: float) -> int:
         return max(1, round(seconds * 1000))
-
-
-def boot_id() -> str:
-    """Which boot of this machine this is."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 _NO_SPEC = decode_spec(b"\x80")

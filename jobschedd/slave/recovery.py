@@ -21,9 +21,11 @@ log = get_logger(__name__)
 def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Clock) -> None:
     """Speak for every dead incarnation of this channel, oldest first. Repeatable: each entry is taken only once."""
     for predecessor in home.predecessors():
-        kill_survivors(predecessor)
+        if not predecessor.rebooted:
+            kill_survivors(predecessor)
         sent = store.report_of(predecessor.incarnation, predecessor.unsent)
-        crashed = _crashed(predecessor, store, channel, clock)
+        look = _rebooted if predecessor.rebooted else _crashed
+        crashed = look(predecessor, store, channel, clock)
         store.report_of(predecessor.incarnation, crashed)
         store.leave(predecessor.incarnation)
         home.discard(predecessor)
@@ -33,6 +35,7 @@ def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Cl
             incarnation=predecessor.incarnation,
             results_sent=sum(sent),
             were_running=len(crashed),
+            rebooted=predecessor.rebooted,
         )
 
 
@@ -61,35 +64,57 @@ def _crashed(predecessor: Predecessor, store: ChannelStore, channel: str, clock:
     return reports
 
 
-def _report(entry: OrderEntry, was_running: bool, incarnation: str, channel: str, clock: Clock) -> Report | None:
-    """None for a job that had ended: only its result is lost, and it may run again, uncharged."""
+def _rebooted(predecessor: Predecessor, store: ChannelStore, channel: str, clock: Clock) -> list[tuple[str, bytes]]:
+    """Every order that it had: after a crash of the machine nobody knows which of them it had begun."""
+    spooled = {entry for entry, _ in predecessor.unsent}
+    reports = []
+    for entry in store.all_entries_of(predecessor.incarnation):
+        fields = None if entry.id in spooled else _fields(entry)
+        if fields is not None:
+            lost = _lost(entry.id, *fields[:2], predecessor.incarnation, channel, Cause.NODE_LOST, _REBOOTED, clock)
+            reports.append((entry.id, encode(lost)))
+    return reports
+
+
+def _fields(entry: OrderEntry) -> tuple[str, int, Flag] | None:
+    """Job, attempt and flags of an order; None for what is no order."""
     try:
-        job, attempt = entry.fields[b"job"].decode("ascii"), int(entry.fields[b"attempt"])
-        flags = Flag(int(entry.fields[b"flags"]))
+        return entry.fields[b"job"].decode("ascii"), int(entry.fields[b"attempt"]), Flag(int(entry.fields[b"flags"]))
     except (KeyError, ValueError, ProtocolError):
         return None
+
+
+def _report(entry: OrderEntry, was_running: bool, incarnation: str, channel: str, clock: Clock) -> Report | None:
+    """None for a job that had ended: only its result is lost, and it may run again, uncharged."""
+    fields = _fields(entry)
+    if fields is None:
+        return None
+    job, attempt, flags = fields
     if was_running:
         return Report(
             kind=ReportKind.CRASHED, job=job, attempt=attempt, entry=entry.id, incarnation=incarnation, reason=channel
         )
     if Flag.NO_RETRY_ON_LOSS not in flags:
         return None
+    why = "it ended, but its channel process died before the result was kept"
+    return _lost(entry.id, job, attempt, incarnation, channel, Cause.CHANNEL_LOST, why, clock)
+
+
+_REBOOTED = "its node was rebooted"
+
+
+def _lost(
+    entry: str, job: str, attempt: int, incarnation: str, channel: str, cause: Cause, why: str, clock: Clock
+) -> Report:
     node, _, name = channel.partition("/")
-    result = Result(
-        outcome=Outcome.LOST,
-        cause=Cause.CHANNEL_LOST,
-        error="it ended, but its channel process died before the result was kept",
-        ended=clock.now(),
-        node=node,
-        channel=name,
-    )
+    result = Result(outcome=Outcome.LOST, cause=cause, error=why, ended=clock.now(), node=node, channel=name)
     return Report(
         kind=ReportKind.RESULT,
         job=job,
         attempt=attempt,
-        entry=entry.id,
+        entry=entry,
         incarnation=incarnation,
         outcome=Outcome.LOST,
-        cause=Cause.CHANNEL_LOST,
+        cause=cause,
         result=encode(result),
     )

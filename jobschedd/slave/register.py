@@ -1,10 +1,11 @@
 """The start register of a channel process: which dispatch entries it has started, safe from a SIGKILL.
 
 Each start is noted in a shared file mapping before it happens. The page cache outlives the process, so the
-next incarnation of the channel knows what ran, without one fsync. (After a crash of the whole machine nobody
-asks: that is a lost node.) Warm runners map the register too and note each function themselves.
+next incarnation of the channel knows what ran, without one fsync. (After a crash of the whole machine it may be
+incomplete: see ``recovery.py``.) Warm runners map the register too and note each function themselves.
 
-The file, in native byte order (it never leaves its machine): one page for the magic, then per slot a region::
+The file, in native byte order (it never leaves its machine): one page for the magic and the boot id, then per slot
+a region::
 
     0     u64  starts noted so far: the cursor of the ring, written after the start itself
     8     u64  how many of them were over at the last clear; the slot is free when both are equal
@@ -31,6 +32,8 @@ _UNFINISHED: Final = ".unfinished-"  # created, not locked yet: nobody may take 
 _PAGE: Final = 4096
 _VERSION: Final = 1
 _MAGIC: Final = b"jobschedd start register\n"  # for people and file(1)
+_BOOT_AT: Final = 64  # in the first page: length, text and checksum of the boot id
+_BOOT: Final = struct.Struct("=B55sI")
 _COUNTS: Final = struct.Struct("=QQ")
 _COUNT: Final = struct.Struct("=Q")
 _START: Final = struct.Struct("=QQQQI")
@@ -91,6 +94,7 @@ class Register:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(lock, 0, _size(slots))
             os.pwrite(lock, _MAGIC, 0)
+            os.pwrite(lock, _packed_boot(boot_id()), _BOOT_AT)
             os.rename(unfinished, path)
         except OSError:
             os.close(lock)
@@ -150,6 +154,26 @@ def read_starts(path: Path) -> list[Start]:
     """
     data = _read(path)
     return [start for slot in range(_slots(data)) for start in _starts_of(data, slot)]
+
+
+def boot_id() -> str:
+    """Which boot of this machine this is; "" where the kernel does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def read_boot(path: Path) -> str:
+    """The boot in which this register was made; "" when that cannot be read. Raises OSError."""
+    size, text, crc = _BOOT.unpack(_read(path)[:_PAGE].ljust(_PAGE, b"\0")[_BOOT_AT : _BOOT_AT + _BOOT.size])
+    return str(text[:size].decode("ascii", "replace")) if crc == zlib.crc32(text, _VERSION) else ""
+
+
+def _packed_boot(boot: str) -> bytes:
+    text = boot.encode("ascii", "replace")[:55]
+    return _BOOT.pack(len(text), text, zlib.crc32(text.ljust(55, b"\0"), _VERSION))
 
 
 def read_busy(path: Path) -> frozenset[int]:

@@ -22,10 +22,14 @@ from typing import Final, NamedTuple
 
 from jobschedd.logs import get_logger
 from jobschedd.slave.register import PREFIX as REGISTER
-from jobschedd.slave.register import Register, Start, is_held, read_busy, read_starts
+from jobschedd.slave.register import Register, Start, boot_id, is_held, read_boot, read_busy, read_starts
 
 SPOOL: Final = "spool-"
 DAMAGED: Final = "damaged-"
+#: What this channel last saw of the store's data, and what belongs to data that were given up.
+STORE: Final = "store"
+ASIDE: Final = "aside-"
+_STORE_SIZE: Final = 128
 _DAMAGED_KEPT: Final = 8  # files; the oldest go first
 _UNFINISHED: Final = ".unfinished-"
 _MAGIC: Final = b"jsspool1"
@@ -156,6 +160,8 @@ class Predecessor(NamedTuple):
     incarnation: str
     unsent: list[tuple[str, bytes]]  # (entry, payload) of reports that Redis may not have
     started: list[Start]  # its newest starts, some of them reported already
+    #: The machine has started anew since: its pids mean nothing now, and its starts may be incomplete.
+    rebooted: bool = False
 
 
 class Home:
@@ -255,7 +261,9 @@ class Home:
             return 0
 
     def _read(self, incarnation: str) -> Predecessor:
-        return Predecessor(incarnation, self._unsent(incarnation), self._started(incarnation))
+        return Predecessor(
+            incarnation, self._unsent(incarnation), self._started(incarnation), self._is_of_another_boot(incarnation)
+        )
 
     def _unsent(self, incarnation: str) -> list[tuple[str, bytes]]:
         path = self.directory / f"{SPOOL}{incarnation}"
@@ -272,6 +280,51 @@ class Home:
             return read_starts(self.directory / f"{REGISTER}{incarnation}")
         except FileNotFoundError:
             return []
+
+    def _is_of_another_boot(self, incarnation: str) -> bool:
+        try:
+            return read_boot(self.directory / f"{REGISTER}{incarnation}") not in ("", boot_id())
+        except FileNotFoundError:
+            return False
+
+    # -- the store that this channel works for ----------------------------------------------------------------
+
+    def recall(self) -> tuple[str, int]:
+        """(identity, mark) of the store's data as we last saw them; ("", 0) when nothing is known."""
+        try:
+            identity, mark = _read_file(self.directory / STORE).decode("ascii").split()
+            return identity, int(mark)
+        except FileNotFoundError:
+            return "", 0
+        except (OSError, ValueError) as error:
+            log.warning("cannot read what we knew of Redis; it is trusted", file=self.directory / STORE, error=error)
+            return "", 0
+
+    def remember(self, identity: str, mark: int) -> None:
+        """Keep what we see of the store's data. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.directory / STORE, flags, 0o600)
+        try:
+            os.pwrite(fd, f"{identity} {mark}".ljust(_STORE_SIZE - 1).encode("ascii") + b"\n", 0)
+        finally:
+            os.close(fd)
+
+    def put_aside(self, identity: str, reports: Iterable[tuple[str, bytes]]) -> Path:
+        """Keep reports on data that are given up, for people: a spool file that nobody sends. Raises OSError."""
+        path = self.directory / f"{ASIDE}{urllib.parse.quote(identity, safe='')}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            begin = b"" if os.fstat(fd).st_size else _MAGIC
+            os.write(fd, begin + b"".join(_record(entry, payload) for entry, payload in reports))
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        return path
+
+    def aside(self) -> int:
+        """How many reports are kept so."""
+        files = [file.path for file in self._files() if file.name.startswith(ASIDE)]
+        return sum(len(_parse(_read_file(Path(path)))[0]) for path in files)
 
     def _forget_old_damage(self) -> None:
         damaged = [file for file in self._files() if file.name.startswith(DAMAGED)]

@@ -13,10 +13,11 @@ from typing import Any
 import redis
 
 from jobschedd.clock import Clock
-from jobschedd.errors import StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, StoreRefused, StoreUnavailable
 from jobschedd.job import Order
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
+from jobschedd.store.marks import STORIES, Announcement
 from jobschedd.store.pipe import Pipe, is_error
 from jobschedd.store.scripts import CHANNEL_LIBRARY, LEAVE, REGISTER, REPORT, channel_library
 
@@ -46,6 +47,17 @@ class Hint:
     attempt: int
 
 
+@dataclass(frozen=True)
+class StoreState:
+    """What there is now of the namespace's data. ``lost``: what a master says of it, while nothing may go on."""
+
+    identity: str
+    mark: int
+    rebuilt: int  # the mark at the last rebuild
+    lost: str
+    abandoned: bool  # an operator has given up the identity that was asked about
+
+
 OnEntries = Callable[[list[OrderEntry], list[Hint]], None]
 
 
@@ -62,6 +74,7 @@ class ChannelStore:
         self._block = block
         self._last_order = "0"
         self._last_hint = "0"
+        self._watched: tuple[str, int] | None = None  # identity and mark that must be there
         self.orders = Pipe(client, clock)
         try:
             self.commands = Pipe(client, clock)
@@ -78,6 +91,81 @@ class ChannelStore:
         """Drop every connection."""
         for pipe in self.pipes:
             pipe.close()
+
+    # -- whether it is the store that we know -----------------------------------------------------------------
+
+    def look(self, known: str) -> StoreState | None:
+        """What is there now, asked at once; ``known``: the identity that we know. None where we may not read it."""
+        keys = self._keys
+        try:
+            with translated(), self._client.pipeline(transaction=False) as pipe:
+                pipe.mget(keys.identity, keys.mark, keys.rebuilt)
+                pipe.hmget(keys.loss, ["what", "admits"])
+                pipe.sismember(keys.abandoned, known)
+                (identity, mark, rebuilt), (what, admits), abandoned = pipe.execute()
+        except StoreRefused as error:
+            if "permission" not in str(error):
+                raise
+            return None
+        lost = "" if what is None or admits is not None else what.decode(errors="replace")
+        return StoreState(_text(identity), int(mark or 0), int(rebuilt or 0), lost, bool(abandoned))
+
+    def watch(self, identity: str, mark: int) -> None:
+        """From now on, every read of orders sees to it that this is still there; "": what is there from then on."""
+        self._watched = (identity, mark)
+
+    @property
+    def seen(self) -> tuple[str, int]:
+        """The identity and the highest mark that we have seen so far; ("", 0) for none."""
+        return self._watched or ("", 0)
+
+    def confirm(self, on_same: Callable[[], None]) -> None:
+        """Call back once it is certain that this is still the store that we know. Else DataLost, out of the read."""
+        if self._watched is None:
+            on_same()
+            return
+
+        def seen(answer: Any) -> None:
+            self._compare(answer)
+            on_same()
+
+        self.commands.ask(seen, PATIENCE, *self._mark_command())
+
+    def _mark_command(self) -> tuple[str, ...]:
+        return "MGET", self._keys.identity, self._keys.mark, self._keys.rebuilt
+
+    def _compare(self, answer: Any) -> None:
+        identity, mark, rebuilt = _checked(answer)
+        known, known_mark = self.seen
+        now = int(mark or 0)
+        if known and _text(identity) != known:
+            raise DataLost(STORIES["replaced" if identity else "emptied"])
+        if now < known_mark:
+            raise DataLost(STORIES["rolled back"])
+        if known and int(rebuilt or 0) > known_mark:
+            raise StoreUnavailable("data were lost and rebuilt: announcing what we have")
+        self._watched = _text(identity), now
+
+    def announce(self, announcements: Sequence[Announcement], info_of: Callable[[str], bytes]) -> str:
+        """Tell the master what we have, at once; the name of the last one. ``info_of``: of an incarnation."""
+        last: Any = b""
+        with translated():
+            for one in announcements:
+                fields: Any = {
+                    "incarnation": one.incarnation,
+                    "info": info_of(one.incarnation),
+                    "job": one.job,
+                    "attempt": one.attempt,
+                    "entry": one.entry,
+                    "spec": one.spec,
+                }
+                last = self._client.xadd(self._keys.announced, fields)
+        return _text(last)
+
+    def is_waiting(self, announced: str) -> bool:
+        """Whether the master has not taken in yet what was announced under this name."""
+        with translated():
+            return bool(self._client.xrange(self._keys.announced, announced, announced))
 
     # -- said once, at (re)connect: these block, within the client's time-out ---------------------------------
 
@@ -114,6 +202,12 @@ class ChannelStore:
                 pipe.xrange(stream, entry_id, entry_id)
             found: Any = pipe.execute()
         return [OrderEntry(entries[0][0].decode(), entries[0][1]) for entries in found if entries]
+
+    def all_entries_of(self, incarnation: str) -> list[OrderEntry]:
+        """Every dispatch entry that a dead predecessor has not answered, at once."""
+        with translated():
+            entries: Any = self._client.xrange(self._keys.dispatch(incarnation))
+        return [OrderEntry(entry.decode(), fields or {}) for entry, fields in entries]
 
     def _function(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         with translated():
@@ -152,6 +246,8 @@ class ChannelStore:
             self._last_order,
             self._last_hint,
         )
+        if self._watched is not None:
+            self.orders.ask(self._compare, PATIENCE, *self._mark_command())
         self.orders.ask(lambda answer: on_entries(*self._parsed(answer)), self._block + PATIENCE, *command)
 
     def _parsed(self, answer: Any) -> tuple[list[OrderEntry], list[Hint]]:
@@ -216,6 +312,10 @@ def _checked(answer: Any) -> Any:
     if is_error(answer):
         raise answer
     return answer
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
 
 def _ignored(answer: Any) -> None:

@@ -34,7 +34,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection
 
 from jobschedd.config import RedisConfig
-from jobschedd.errors import NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
 
 #: Seconds that a command may take before the connection counts as dead.
 COMMAND_TIMEOUT = 3.0
@@ -192,6 +192,8 @@ def translate(error: RedisError) -> Exception:
         return StoreRefused(text)
     if "NOTLEADER" in text:
         return NotTheLeader("another master holds the lead")
+    if "DATALOST" in text:
+        return DataLost(text.partition("DATALOST ")[2])
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
         return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(

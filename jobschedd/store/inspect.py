@@ -457,6 +457,7 @@ def _channel(
         transport=str(about.get("transport") or "stream"),
         started=float(about.get("started") or 0.0),
         drain_reason=reason,
+        aside=int(about.get("aside") or 0),
     )
 
 

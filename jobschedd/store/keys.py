@@ -5,6 +5,15 @@ key               type    member                                                
 ================  ======  ============================================================  ====================
 identity          string  random id of this namespace's data: the *incarnation* of     for ever
                           the store; an emptied or rolled-back Redis has another
+mark              string  counter that the leader moves on every second, and that no    for ever
+                          copy of this data that is older has reached
+loss              hash    what a master says of data that Redis has lost; while it is   until rebuilt
+                          there, nothing is accepted and nothing is dispatched
+abandoned         set     identities that an operator has given up                      for ever
+rebuilt           string  the mark at the last rebuild: who saw no later one announces  for ever
+                          what it has
+restored          hash    what the last rebuild brought back                            for ever
+announced         stream  orders that channels had when data were lost                  until taken in
 leader            string  ``<instance>:<epoch>`` of the master that leads               leader lease
 epoch             string  counter of leaderships                                        for ever
 next-id           string  counter of job ids                                            for ever
@@ -51,6 +60,12 @@ class Keys:
         self.namespace = namespace
         self.base = f"jobsched:{{{namespace}}}:"
         self.identity = self.base + "identity"
+        self.mark = self.base + "mark"
+        self.loss = self.base + "loss"
+        self.abandoned = self.base + "abandoned"
+        self.rebuilt = self.base + "rebuilt"
+        self.restored = self.base + "restored"
+        self.announced = self.base + "announced"
         self.leader = self.base + "leader"
         self.epoch = self.base + "epoch"
         self.next_id = self.base + "next-id"

@@ -26,6 +26,7 @@ class ChannelInfo(msgspec.Struct, frozen=True):
     version: str = ""
     started: float = 0.0
     transport: str = "stream"
+    aside: int = 0  # results of lost data that its node keeps and nobody asks for
 
 
 LEFT = b"left"
@@ -84,12 +85,13 @@ class Survey:
             records: Any = self._client.mget([self._keys.job(job_id) for job_id in ids])
         return list(records)
 
-    def identity(self, proposal: str) -> str:
-        """The namespace's incarnation; ``proposal`` when it had none yet."""
+    def identity(self, proposal: str = "") -> str:
+        """The namespace's incarnation; where it had none, ``proposal`` from now on."""
         with translated():
-            self._client.set(self._keys.identity, proposal, nx=True)
+            if proposal:
+                self._client.set(self._keys.identity, proposal, nx=True)
             identity: Any = self._client.get(self._keys.identity)
-        return str(identity.decode())
+        return "" if identity is None else str(identity.decode())
 
 
 def read_channel(text: bytes | None) -> ChannelInfo | None:

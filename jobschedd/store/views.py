@@ -184,6 +184,7 @@ class ChannelView:
     transport: str
     started: float
     drain_reason: str | None
+    aside: int = 0  # results of data that were given up, kept on its node
 
     @property
     def name(self) -> str:

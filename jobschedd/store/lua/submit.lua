@@ -1,6 +1,6 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id classes scheduled expiring
+-- KEYS: operation next_id classes scheduled expiring loss
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
@@ -8,6 +8,12 @@ local last = call('GET', KEY.operation)
 if last then
   local seen, answer = string.match(last, '^(%d+) (.*)$')
   if seen == ARGV[2] then return cjson.decode(answer) end
+end
+
+-- Redis has lost what we had: an id given now may have been given before.
+if call('EXISTS', KEY.loss) == 1 then
+  return redis.error_reply('DATALOST Redis has lost data of this namespace (' .. (call('HGET', KEY.loss, 'what') or '?')
+    .. '): nothing is accepted until an operator decides; see jobsched doctor')
 end
 
 local function class_number(text)

@@ -1,0 +1,81 @@
+#!lua flags=allow-oom
+-- move: restore: NONE, PENDING, SCHEDULED, DISPATCHED, RUNNING -> DISPATCHED
+-- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
+-- KEYS: leader announced classes next_id scheduled channels
+-- ARGV: base, fence; then per announcement: its entry in the stream of them, incarnation, what its channel says of
+--       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec
+-- returns: per announcement 1 restored | 0 known already, or superseded
+if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
+local now = now_ms()
+
+local function from_hex(text)
+  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
+end
+
+local function class_number(text)
+  local number = call('HGET', KEY.classes, text)
+  if not number then
+    number = call('HLEN', KEY.classes) + 1
+    call('HSET', KEY.classes, text, number)
+  end
+  return tonumber(number)
+end
+
+local function has_entry(incarnation, entry)
+  return #call('XRANGE', BASE .. 'dispatch:' .. incarnation, entry, entry) > 0
+end
+
+-- False where the stream has gone past this entry: then it was answered in this life of the store.
+local function put_entry(incarnation, entry, id, attempt, flags, spec)
+  if has_entry(incarnation, entry) then return true end
+  local put = redis.pcall('XADD', BASE .. 'dispatch:' .. incarnation, entry, 'job', id, 'attempt', attempt, 'flags', flags, 'spec', spec)
+  return type(put) ~= 'table' or not put.err
+end
+
+local function is_superseded(r, attempt, entry)
+  if r.state == DONE or r.attempt > attempt then return true end
+  if r.state == PENDING or r.state == SCHEDULED then return false end
+  return r.attempt == attempt and entry_of(r) ~= entry
+end
+
+local function restore(at)
+  local incarnation, id, attempt, entry = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 4]), ARGV[at + 5]
+  local flags, priority, key, spec = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 8]), ARGV[at + 9], ARGV[at + 10]
+  local time, number = string.match(entry, '^(%d+)-(%d+)$')
+  local rec = call('GET', BASE .. 'job:' .. id)
+  local r = rec and read(rec)
+  if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
+  if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
+  if r then spec = string.sub(rec, 61, 60 + r.spec_length) end
+  if not put_entry(incarnation, entry, id, attempt, flags, spec) then return 0 end
+  call('HSETNX', KEY.channels, incarnation, ARGV[at + 2])
+  if r then
+    if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
+    local before = to_hex(r.incarnation)
+    if (r.state == DISPATCHED or r.state == RUNNING) and before ~= incarnation then
+      call('XDEL', BASE .. 'dispatch:' .. before, entry_of(r))
+    end
+    r.state, r.outcome, r.attempt, r.since, r.incarnation = DISPATCHED, 0, attempt, now, from_hex(incarnation)
+    r.entry_time, r.entry_number = tonumber(time), tonumber(number)
+    write_middle(id, r)
+    return 1
+  end
+  call('SET', BASE .. 'job:' .. id,
+    struct.pack('<BBBBI4I4I6I6', 1, priority + 100, 0, 0, class_number(ARGV[at + 7]), 0, tonumber(time), 0)
+    .. middle(DISPATCHED, 0, flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
+    .. struct.pack('<I4', #spec) .. spec)
+  if key ~= '' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
+  if (tonumber(id) or 0) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, id) end
+  return 1
+end
+
+local replies, seen = {}, {}
+for at = 3, #ARGV, 11 do
+  replies[#replies + 1] = restore(at)
+  call('XDEL', KEY.announced, ARGV[at])
+  if not seen[ARGV[at + 1]] then
+    seen[ARGV[at + 1]] = true
+    ring('c:' .. ARGV[at + 1])
+  end
+end
+return replies
