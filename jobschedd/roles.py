@@ -321,6 +321,7 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     from jobschedd.store.channel import ChannelStore
     from jobschedd.store.connect import connect
     from jobschedd.store.keys import Keys
+    from jobschedd.store.knock import Knock
     from jobschedd.store.pubsub import Inlet, PubSubChannel
 
     os.umask(config.slave.umask)
@@ -348,8 +349,11 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
             inlet=inlet,
         )
 
+    def knock() -> Knock:
+        return Knock(connect(config.connection, f"{config.node}/{name}/knock"))
+
     home = Home(os.path.join(config.state_dir, config.namespace, config.node), name)
-    return Channel(_channel_settings(config, name), home, open_store, context).run()
+    return Channel(_channel_settings(config, name), home, open_store, context, knock=knock).run()
 
 
 def _channel_settings(config: Config, name: str) -> ChannelSettings:

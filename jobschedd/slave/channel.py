@@ -47,6 +47,7 @@ from jobschedd.slave.spool import Home
 from jobschedd.slave.window import Window
 from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry, StoreState
 from jobschedd.store.marks import STORIES, Announcement, announcement
+from jobschedd.store.knock import Knock
 from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
 from jobschedd.version import VERSION
@@ -109,7 +110,10 @@ class ChannelSettings:
 
 
 class Channel:
-    """One incarnation. ``open_store(incarnation)`` connects; it may raise StoreUnavailable or StoreRefused."""
+    """One incarnation. ``open_store(incarnation)`` connects; it may raise StoreUnavailable or StoreRefused.
+
+    ``knock()`` asks aside whether it is worth while: what runs must not wait for a server that is silent.
+    """
 
     def __init__(
         self,
@@ -118,6 +122,7 @@ class Channel:
         open_store: Callable[[str], ChannelStore],
         supervision: Supervision,
         clock: Clock = SYSTEM_CLOCK,
+        knock: Callable[[], Knock] | None = None,
     ) -> None:
         self.settings = settings
         self.incarnation = secrets.token_hex(8)
@@ -134,6 +139,8 @@ class Channel:
         self._store: ChannelStore | None = None
         self._watched: tuple[int, ...] = ()  # its descriptors, which it may have closed by itself
         self._connect_due = 0.0
+        self._new_knock = knock
+        self._knock: Knock | None = None
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
         self._lease_until = 0.0  # boot time past which nothing may start
         self._renew_due = 0.0
@@ -180,7 +187,7 @@ class Channel:
 
     def _patience(self) -> float:
         now = self._clock.boottime()
-        due = [self._renew_due if self._store else self._connect_due]
+        due = [self._renew_due if self._store else now + IDLE if self._knock else self._connect_due]
         if self._executor.busy or self._live.any or not self._executor.idle:
             due.append(self._tick_due)
         if self._pause_until > now:
@@ -213,11 +220,34 @@ class Channel:
     def _connect_if_due(self) -> None:
         if self._store is not None or self._gone or self._clock.boottime() < self._connect_due:
             return
+        if not self._is_worthwhile():
+            return
         try:
             self._connect()
             self._outage.over()
         except (StoreUnavailable, StoreRefused) as error:
             self._disconnect(error)
+
+    def _is_worthwhile(self) -> bool:
+        """Whether to connect now, which blocks: at once when nothing runs, else when Redis has answered a knock."""
+        if self._knock is None:
+            if self._new_knock is None or not self._executor.busy:
+                return True
+            self._knock = self._new_knock()
+            self._loop.watch(self._knock.fileno(), self._nothing)
+        if not self._knock.answered:
+            return False
+        error = self._knock.error
+        self._drop_knock()
+        if error is not None:
+            self._disconnect(error)
+        return error is None
+
+    def _drop_knock(self) -> None:
+        if self._knock is not None:
+            self._loop.unwatch(self._knock.fileno())
+            self._knock.close()
+        self._knock = None
 
     def _connect(self) -> None:
         store = self._open_store(self.incarnation)
@@ -697,6 +727,7 @@ class Channel:
             except JobschedError as error:
                 log.warning("could not say goodbye to Redis; the lease will end by itself", error=error)
         self._drop_store()
+        self._drop_knock()
         self._home.close(self._register, self._spool)
         self._loop.close()
 
