@@ -359,7 +359,7 @@ def _cases() -> Iterator[Any]:
             yield pytest.param(move, where, id=f"{move.__name__.strip('_')}-{where.name.lower()}", marks=marks)
 
 
-@pytest.mark.parametrize(("move", "where"), _cases())
+@pytest.mark.parametrize(("move", "where"), list(_cases()))
 def test_takes_effect_once(fleet: Fleet, move: Callable[[Fleet, Where], None], where: Where):
     move(fleet, where)
 
