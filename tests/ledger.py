@@ -359,10 +359,17 @@ def find_stuck(client: redis.Redis, namespace: str) -> list[str]:
     return stuck
 
 
-def wait_for_ends(read: Callable[[], Sequence[End]], jobs: Sequence[str], within: float, what: str = "") -> None:
-    """Wait until every one of ``jobs`` has an accepted end in the history."""
+def wait_for_ends(
+    read: Callable[[], Sequence[End]],
+    jobs: Sequence[str],
+    within: float,
+    what: str = "",
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
+    """Wait until every one of ``jobs`` has an accepted end in the history. ``meanwhile`` is called now and then."""
 
     def missing() -> set[str]:
+        meanwhile()
         return set(jobs) - {end.job for end in read()}
 
     try:
@@ -374,14 +381,20 @@ def wait_for_ends(read: Callable[[], Sequence[End]], jobs: Sequence[str], within
 
 
 def judge(
-    cluster: Any, ledger: Ledger, client: redis.Redis, within: float, apart: Container[str] = (), **options: Any
+    cluster: Any,
+    ledger: Ledger,
+    client: redis.Redis,
+    within: float,
+    apart: Container[str] = (),
+    meanwhile: Callable[[], object] = lambda: None,
+    **options: Any,
 ) -> Account:
     """Wait for the ends of all that was accepted, then for quiet; stop all daemons; compare the accounts.
 
     Fails the test when an invariant is broken. The account is returned for what a test adds. ``apart``: jobs that
-    the test itself looks after, because more than one end was asked for.
+    the test itself looks after, because more than one end was asked for. ``meanwhile``: called while it waits.
     """
-    wait_for_ends(lambda: read_ends(cluster.history()), ledger.jobs(), within, cluster.logs())
+    wait_for_ends(lambda: read_ends(cluster.history()), ledger.jobs(), within, cluster.logs(), meanwhile)
     records = read_records(client, cluster.namespace, ledger.jobs())
     stuck = settled(lambda: find_stuck(client, cluster.namespace), within=5)
     for daemon in cluster.daemons:

@@ -9,6 +9,7 @@ from itertools import islice
 from jobschedd.client.session import Session
 from jobschedd.durations import format_duration
 from jobschedd.errors import StoreUnavailable, WaitTimeout
+from jobschedd.failpoints import failpoint
 from jobschedd.store.listen import BLOCK, Inbox
 from jobschedd.store.views import JobView
 
@@ -28,6 +29,7 @@ def ended(session: Session, ids: Iterable[str], timeout: float | None) -> Iterat
     deadline = None if timeout is None else time.monotonic() + timeout
     with session.inbox() as inbox:
         yield from _register(session, inbox, waiting, list(waiting))
+        failpoint("client.wait.registered")
         looked = time.monotonic()
         while waiting:
             left = BLOCK if deadline is None else deadline - time.monotonic()
@@ -40,6 +42,8 @@ def ended(session: Session, ids: Iterable[str], timeout: float | None) -> Iterat
                 inbox.forget()
                 yield from _register(session, inbox, waiting, list(waiting))
                 continue
+            if told:
+                failpoint("client.wait.told")
             yield from _fetch(session, inbox, waiting, told)
             if time.monotonic() - looked > _LOOK_AGAIN:
                 some = list(islice(waiting, _LOOK_AT))

@@ -150,6 +150,7 @@ class Collector:
         # Drawn anew each time: an emptied Redis must not get the identity that it had.
         self._identity = self._survey.identity(secrets.token_hex(8))
         self._start_over()
+        failpoint("collector.begin.after")
         self._fence = fence
         return True
 

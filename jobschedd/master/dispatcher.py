@@ -145,6 +145,7 @@ class Dispatcher:
         if not self._surveyed:
             self._load_functions()
             self._look_at_everything()
+            failpoint("dispatcher.survey.after")
         self._listen()
         self._promote_due()
         self._keep_cadences()

@@ -11,6 +11,7 @@ import os
 
 from jobschedd.clock import Clock
 from jobschedd.errors import StoreRefused, StoreUnavailable
+from jobschedd.failpoints import failpoint
 from jobschedd.logs import get_logger
 from jobschedd.store.moves import Moves
 
@@ -99,7 +100,9 @@ class Leadership:
         # Counted from before the request: the server cannot have started the lease any earlier.
         self._until = asked + self._lease
         if epoch != self._epoch:
+            failpoint("dispatcher.lead.acquired")
             self._keep(epoch)
+            failpoint("dispatcher.lead.kept")
             log.notice("leading", instance=self._instance, epoch=epoch)
             self._epoch = epoch
         self._other = ""

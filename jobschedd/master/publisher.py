@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobschedd.failpoints import failpoint
 from jobschedd.logs import get_logger
 from jobschedd.master.collector import Collector
 from jobschedd.master.dispatcher import Cadence, Dispatcher
@@ -136,7 +137,9 @@ class Publisher(Dispatcher):
         for a in assignments:
             wire = self._wires[a.incarnation]
             publications.append(Publication(a.job_class, a.priority, wire.name, wire.window, a.count, wire.server))
+        failpoint("publisher.publish.before")
         answers = self._publishing.publish(self._leadership.fence, publications, self._keep_ms, self._resend)
+        failpoint("publisher.publish.after")
         if not answers:
             return self._wait_for_collector(assignments)
         for publication, answer in zip(publications, answers, strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 from jobschedd import logs
 from jobschedd.clock import SYSTEM_CLOCK, Clock
 from jobschedd.errors import ConfigError, JobschedError
+from jobschedd.failpoints import failpoint
 from jobschedd.logs import get_logger, one_line
 from jobschedd.node import handover
 from jobschedd.node.child import Child, ChildSpec, describe_end, start_child
@@ -292,6 +293,7 @@ class Supervisor:
             else:
                 self._bury(child, status)
         if died:
+            failpoint("supervisor.bury.after")
             self._orphans.kill(known=self._children)
 
     def _bury(self, child: Child, status: int) -> None:
@@ -406,7 +408,10 @@ class Supervisor:
     def _reload(self, load: Callable[[], Sequence[ChildSpec]]) -> None:
         self._notifier.reloading()
         try:
-            self._want(load())
+            wanted = load()
+            failpoint("supervisor.reload.loaded")
+            self._want(wanted)
+            failpoint("supervisor.reload.after")
         except Exception as error:  # noqa: BLE001 - all or nothing: even a defect must not cost the running jobs
             self._refuse_reload(error)
         else:
@@ -457,6 +462,7 @@ class Supervisor:
         for child in self._children.values():
             if child.spec.stage == last and child.told < self._level:
                 self._dismiss(child, self._level)
+                failpoint("supervisor.stop.told")
 
     def _dismiss(self, child: Child, level: StopLevel) -> None:
         timing = self._timing

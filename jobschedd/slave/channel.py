@@ -252,6 +252,7 @@ class Channel:
     def _connect(self) -> None:
         store = self._open_store(self.incarnation)
         try:
+            failpoint("channel.connect.opened")
             self._recognise(store)
             asked = self._clock.boottime()
             window = self._current_window()
@@ -274,6 +275,7 @@ class Channel:
             self._loop.watch(pipe.fileno(), partial(self._guarded, pipe.read))
         self._outgoing = self._spool.unacknowledged() + [news for news in self._outgoing if not news[0]]
         store.read_orders(self._received)
+        failpoint("channel.connect.after")
         log.info("channel connected", channel=self.settings.full_name, incarnation=self.incarnation)
 
     def _disconnect(self, error: JobschedError) -> None:
@@ -288,6 +290,7 @@ class Channel:
             if not self._data_lost:
                 log.error("data are lost: nothing starts, and results are kept here", what=error)
             self._data_lost = True
+        failpoint("channel.disconnect.after")
 
     # -- whether it is the store that we know -----------------------------------------------------------------
 
@@ -696,6 +699,7 @@ class Channel:
             if self._level == RUN:
                 self._return(self._executor.give_back())
                 self._guarded(self._take_no_more)
+                failpoint("channel.drain.after")
                 self._drain_until = now + self.settings.drain_timeout
                 log.info("draining", channel=self.settings.full_name, running=self._executor.slots_in_use())
             if level == NOW:
@@ -722,8 +726,10 @@ class Channel:
         self._gone = True
         self._executor.close()
         if self._store is not None and not self._spool.unacknowledged():
+            failpoint("channel.leave.before")
             try:
                 self._store.leave()
+                failpoint("channel.leave.after")
             except JobschedError as error:
                 log.warning("could not say goodbye to Redis; the lease will end by itself", error=error)
         self._drop_store()

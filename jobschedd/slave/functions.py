@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from jobschedd.errors import ProtocolError
+from jobschedd.failpoints import failpoint
 from jobschedd.job import Captured, Cause, Order, Outcome, Result
 from jobschedd.slave.allow import allows_function
 from jobschedd.slave.exchange import Answer, Task, encode
@@ -209,6 +210,7 @@ class FunctionRunner:
                 process.when_writable(self._feed_again)
                 return
             self._sent.append(_Sent(process.serial, self._queue.popleft()))
+            failpoint("channel.function.sent")
             if len(self._sent) == 1:
                 self._watch_time(self._loop.clock.boottime())
 

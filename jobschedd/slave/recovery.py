@@ -8,6 +8,7 @@ import signal
 
 from jobschedd.clock import Clock
 from jobschedd.errors import ProtocolError
+from jobschedd.failpoints import failpoint
 from jobschedd.job import Cause, Flag, Outcome, Report, ReportKind, Result, encode
 from jobschedd.logs import get_logger
 from jobschedd.slave.processtree import status_of
@@ -24,11 +25,15 @@ def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Cl
         if not predecessor.rebooted:
             kill_survivors(predecessor)
         sent = store.report_of(predecessor.incarnation, predecessor.unsent)
+        failpoint("channel.recovery.sent")
         look = _rebooted if predecessor.rebooted else _crashed
         crashed = look(predecessor, store, channel, clock)
         store.report_of(predecessor.incarnation, crashed)
+        failpoint("channel.recovery.crashed")
         store.leave(predecessor.incarnation)
+        failpoint("channel.recovery.left")
         home.discard(predecessor)
+        failpoint("channel.recovery.discarded")
         log.notice(
             "spoke for a dead channel process",
             channel=channel,

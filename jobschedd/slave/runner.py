@@ -124,6 +124,7 @@ class Runner:
         return last
 
     def _note(self, task: Task, began: float) -> None:
+        failpoint("runner.start.before")
         if task.entry:
             self._note_start(task.entry)
         self._page.times[Page.STARTED] = began

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from jobschedd.failpoints import failpoint
 from jobschedd.logs import get_logger
 from jobschedd.slave.register import PREFIX as REGISTER
 from jobschedd.slave.register import Register, Start, boot_id, is_held, read_boot, read_busy, read_starts
@@ -136,7 +137,9 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(unfinished))
             if self._ever_synced:  # what was safe from a crash of the machine must stay so
                 os.fdatasync(fd)
+            failpoint("channel.spool.compacted")
             os.rename(unfinished, self.path)
+            failpoint("channel.spool.renamed")
         except OSError as error:
             os.close(fd)
             unfinished.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import redis
 
 from jobschedd.clock import Clock
 from jobschedd.errors import ProtocolError, QueueFull, StoreUnavailable
+from jobschedd.failpoints import failpoint
 from jobschedd.job import Cause, Outcome, Report, ReportKind, Result, State, decode_record, decode_result, encode
 from jobschedd.logs import get_logger
 from jobschedd.store.channel import PATIENCE
@@ -267,11 +268,14 @@ class AnswerStream(ResultStream):
 
     def _pass_on(self) -> None:
         # Cleared only afterwards: what could not be passed on is tried again while this subscription lasts.
+        if self._said:
+            failpoint("collector.heard.after")
         for some in _chunks(self._said):
             ignored = self._publishing.answer(self._fence, some)
             self.ignored += ignored
             if ignored:
                 log.debug("ignored ids that nobody waits for", count=ignored, among=" ".join(some[:20]))
+            failpoint("collector.passed_on.after")
         self._said.clear()
 
     def _say_so(self) -> None:

@@ -18,6 +18,7 @@ import redis
 
 from jobschedd.clock import Clock
 from jobschedd.errors import ProtocolError
+from jobschedd.failpoints import failpoint
 from jobschedd.job import (
     HEADER_SIZE,
     Cause,
@@ -262,6 +263,7 @@ class PubSubChannel(ChannelStore):
             self._bury(problem, payload)
         elif JOB_ID.fullmatch(payload):
             self._inlet.unclear.append(payload)
+            failpoint("channel.heard.after")
             self._ask_whose(payload)
         else:
             self._take_foreign(payload)
@@ -387,6 +389,7 @@ class PubSubChannel(ChannelStore):
             case _:
                 keys, arguments = self._answer_arguments(report)
                 self._ask("FCALL", ANSWER, len(keys), *keys, *arguments)
+                failpoint("channel.answer.sent")
         return True
 
     def _answer_foreign(self, report: Report) -> None:

@@ -1,0 +1,238 @@
+"""The crash-point matrix: every failpoint of the product x every way to break a process there.
+
+A process is killed, or stopped for longer than its lease, or gets an exception where nobody expects one: once,
+between two of its effects, in the middle of a load. The matrix is made from the list of the failpoints, so that
+none is missing; a case whose point was never passed proves nothing, and fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from faults.scene import SILENCE, Scene, let_pass, marker_of, of_account, resume, tallied
+from jobschedd.failpoints import FAILPOINTS
+from ledger import SUCCESS
+from redis_server import wait_until
+
+FAULTS = ("kill", "stop", "raise")
+#: Which cases "make test" runs; another seed, another sample. "make faults" runs them all.
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
+SAMPLE = 12
+#: Bytes on each output stream of a job with a large result.
+LARGE = 900_000
+#: A function whose process ends under it has failed, as one that crashes its interpreter: retries are for that.
+LOST = frozenset({("lost", "channel_lost"), ("lost", "no_answer"), ("failed", "drain"), ("failed", "exception")})
+
+
+def _nothing(scene: Scene) -> None:
+    """The load alone passes the point."""
+
+
+def _kill_channel(scene: Scene) -> None:
+    scene.under_way()
+    scene.slave.kill("channel 1")
+
+
+def _cut_channels(scene: Scene) -> None:
+    scene.under_way()
+    with scene.redis.client() as admin:
+        for connection in admin.client_list():
+            if "/2" in connection["name"]:
+                admin.client_kill_filter(_id=connection["id"])
+
+
+def _reload(scene: Scene) -> None:
+    scene.under_way()
+    config = scene.slave.config
+    config.write_text(config.read_text().replace("slots: 2", "slots: 3"))
+    scene.slave.signal("supervisor", signal.SIGHUP)
+
+
+def _stop_slave(scene: Scene) -> None:
+    scene.under_way()
+    scene.slave.signal("supervisor", signal.SIGTERM)
+
+
+def _stall_with_large_results(scene: Scene) -> None:
+    """Megabytes wait in the spool, more than one report takes."""
+    large = f"head -c {LARGE} /dev/zero; head -c {LARGE} /dev/zero >&2; sleep 0.2"
+    scene.under_way()
+    scene.client.submit_many([{"shell": large, "channel": "2", "priority": 100} for _ in range(40)])
+    marker = marker_of(scene.cluster.directory)
+    for _ in range(10):
+        if not marker.exists():
+            scene.redis.pause()
+            let_pass(0.4)
+            scene.redis.resume()
+            let_pass(0.2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where a point is, and what it takes to pass it ``nth`` times in mid-load."""
+
+    who: str  # master, slave, client
+    nth: int = 3
+    trouble: Callable[[Scene], None] = _nothing
+    pubsub: bool = False
+    slots: int = 2
+    output_limit: int | None = None
+
+
+CASES = {
+    "client.submit.before": Case("client", 1),
+    "client.submit.after": Case("client", 1),
+    "client.wait.registered": Case("client", 1),
+    "client.wait.told": Case("client", 1),
+    "dispatcher.lead.acquired": Case("master", 1),
+    "dispatcher.lead.kept": Case("master", 1),
+    "dispatcher.survey.after": Case("master", 1),
+    "dispatcher.bell.after": Case("master"),
+    "dispatcher.dispatch.before": Case("master"),
+    "dispatcher.dispatch.after": Case("master"),
+    "dispatcher.requeue.before": Case("master", 1, _kill_channel),
+    "dispatcher.requeue.after": Case("master", 1, _kill_channel),
+    "dispatcher.promote.after": Case("master", 1),
+    "publisher.publish.before": Case("master", pubsub=True),
+    "publisher.publish.after": Case("master", pubsub=True),
+    "collector.begin.after": Case("master", 1),
+    "collector.heard.after": Case("master", pubsub=True),
+    "collector.passed_on.after": Case("master", pubsub=True),
+    "collector.read.after": Case("master"),
+    "collector.verdict.after": Case("master"),
+    "collector.history.after": Case("master"),
+    "collector.delete.after": Case("master"),
+    "channel.connect.opened": Case("slave", 1),
+    "channel.register.after": Case("slave", 1),
+    "channel.recovery.sent": Case("slave", 1, _kill_channel),
+    "channel.recovery.crashed": Case("slave", 1, _kill_channel),
+    "channel.recovery.left": Case("slave", 1, _kill_channel),
+    "channel.recovery.discarded": Case("slave", 1, _kill_channel),
+    "channel.connect.after": Case("slave", 1),
+    "channel.disconnect.after": Case("slave", 1, _cut_channels),
+    "channel.heard.after": Case("slave", pubsub=True),
+    "channel.answer.sent": Case("slave", pubsub=True),
+    "channel.read.after": Case("slave"),
+    "channel.start.before": Case("slave"),
+    "channel.start.registered": Case("slave"),
+    "channel.start.spawned": Case("slave"),
+    "channel.function.sent": Case("slave"),
+    "channel.exit.before_spool": Case("slave"),
+    "channel.spool.after": Case("slave"),
+    "channel.spool.compacted": Case("slave", 1, _stall_with_large_results, slots=8, output_limit=LARGE),
+    "channel.spool.renamed": Case("slave", 1, _stall_with_large_results, slots=8, output_limit=LARGE),
+    "channel.report.sent": Case("slave"),
+    "channel.report.acknowledged": Case("slave"),
+    "channel.return.before": Case("slave", 1),
+    "channel.drain.after": Case("slave", 1, _stop_slave),
+    "channel.leave.before": Case("slave", 1, _stop_slave),
+    "channel.leave.after": Case("slave", 1, _stop_slave),
+    "runner.start.before": Case("slave"),
+    "runner.start.registered": Case("slave"),
+    "runner.result.before": Case("slave"),
+    "runner.result.after": Case("slave"),
+    "supervisor.fork.after": Case("slave", 1),
+    "supervisor.bury.after": Case("slave", 1, _kill_channel),
+    "supervisor.reload.loaded": Case("slave", 1, _reload),
+    "supervisor.reload.after": Case("slave", 1, _reload),
+    "supervisor.stop.told": Case("slave", 1, _stop_slave),
+}
+MATRIX = [(point, fault) for point in FAILPOINTS for fault in FAULTS]
+SAMPLED = set(random.Random(SEED).sample(MATRIX, SAMPLE))
+
+
+def test_every_failpoint_has_a_case():
+    assert sorted(CASES) == sorted(FAILPOINTS), "the matrix needs to know how each point is passed"
+
+
+def _params(who: str) -> list[object]:
+    return [
+        pytest.param(point, fault, marks=[] if (point, fault) in SAMPLED else pytest.mark.faults)
+        for point, fault in MATRIX
+        if point in CASES and (CASES[point].who == "client") == (who == "client")
+    ]
+
+
+@pytest.mark.parametrize(("point", "fault"), _params("daemon"))
+def test_broken_between_two_effects(cluster, ledger, redis_server, point, fault):
+    """Every job of the load reaches exactly one end: its own, except for the one whose runner broke."""
+    case, marker = CASES[point], marker_of(cluster.directory)
+    scene = Scene(cluster, ledger, redis_server)
+    setting = f"{point}:{fault}:{case.nth}:{marker}"
+    with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
+        armed = {"on_master" if case.who == "master" else "on_slave": setting}
+        scene.start(pubsub=case.pubsub, slots=case.slots, output_limit=case.output_limit, **armed)
+        scene.load()
+        case.trouble(scene)
+        scene.keep_up_until(marker.exists, 20, f"void: {point} was never passed")
+        if fault == "stop":
+            _outlast_the_lease(scene)
+        account = scene.verdict(within=40, expected=SUCCESS | (LOST if case.pubsub else frozenset()))
+        unlucky = [end for end in account.ends if end.outcome != "succeeded"]
+        # The classic wire promises at most one start: what was on its way, or in the process that died, is lost.
+        assert len(unlucky) <= (8 if case.pubsub else 0), f"these ended otherwise: {unlucky}"
+        figures |= of_account(account)
+        figures["unlucky"] = len(unlucky)
+
+
+def _outlast_the_lease(scene: Scene) -> None:
+    stopped = scene.stopped()
+    assert stopped, f"void: nobody is stopped\n{scene.cluster.logs()}"
+    let_pass(SILENCE)
+    resume(stopped)
+
+
+SUBMITTER = """
+import json, sys
+from jobschedd import Client
+client = Client(sys.argv[1], namespace=sys.argv[2])
+jobs = client.submit_many(json.load(sys.stdin))
+print(*(job.id for job in jobs), flush=True)
+client.wait(jobs, timeout=60)
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("point", "fault"), _params("client"))
+def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fault):
+    """What it was told is true; of what it was not told, all is there or nothing, and what is there ends once."""
+    scene = Scene(cluster, ledger, redis_server)
+    marker = marker_of(cluster.directory)
+    items = [ledger.item(seconds=0.3) for _ in range(5)]
+    with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
+        scene.start()
+        submitter = subprocess.Popen(
+            [sys.executable, "-c", SUBMITTER, cluster.redis_url, cluster.namespace],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=cluster.environment(JOBSCHED_FAILPOINTS=f"{point}:{fault}:1:{marker}"),
+        )
+        submitter.stdin.write(json.dumps(items))
+        submitter.stdin.close()
+        submitter.stdin = None
+        wait_until(marker.exists, 20, f"void: {point} was never passed\n{cluster.logs()}")
+        if fault == "stop":
+            _outlast_the_lease(scene)
+        said, errors = submitter.communicate(timeout=60)
+        expected = {"kill": -signal.SIGKILL, "stop": 0, "raise": 1}[fault]
+        assert submitter.returncode == expected, errors
+        assert ("ended" in said) == (fault == "stop")
+        ids = said.removesuffix("ended\n").split()
+        for item, job in zip(items, ids or [""] * len(items), strict=True):
+            ledger.accepted(item, job) if ids else ledger.unknown(item)
+        scene.load()  # comes last: when it has ended, the others have
+        account = scene.verdict()
+        ran = {told.tag for told in ledger.told[:5]} & {event.tag for event in account.events}
+        assert len(ran) == (0 if point == "client.submit.before" and fault != "stop" else 5)
+        figures |= of_account(account)
