@@ -327,8 +327,7 @@ class Channel:
             raise DataLost(f"{STORIES['replaced']}; this channel still has jobs or results of the old data")
         reports = self._spool.unacknowledged()
         for predecessor in self._home.predecessors():
-            if not predecessor.rebooted:
-                kill_survivors(predecessor)
+            kill_survivors(predecessor)
             reports += predecessor.unsent
         if reports:
             path = self._home.put_aside(identity, reports)

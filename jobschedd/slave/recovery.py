@@ -22,8 +22,7 @@ log = get_logger(__name__)
 def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Clock) -> None:
     """Speak for every dead incarnation of this channel, oldest first. Repeatable: each entry is taken only once."""
     for predecessor in home.predecessors():
-        if not predecessor.rebooted:
-            kill_survivors(predecessor)
+        kill_survivors(predecessor)
         sent = store.report_of(predecessor.incarnation, predecessor.unsent)
         failpoint("channel.recovery.sent")
         look = _rebooted if predecessor.rebooted else _crashed
@@ -45,7 +44,12 @@ def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Cl
 
 
 def kill_survivors(predecessor: Predecessor) -> None:
-    """End the job processes that outlived their channel process; a pid alone proves nothing, its start time does."""
+    """End the job processes that outlived their channel process; a pid alone proves nothing, its start time does.
+
+    In another boot neither does.
+    """
+    if predecessor.rebooted:
+        return
     for start in predecessor.started:
         if start.running and start.pid and _is_same(start):
             with contextlib.suppress(ProcessLookupError, PermissionError):

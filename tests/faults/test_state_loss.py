@@ -272,6 +272,20 @@ class TestRebuild:
             account = judge(cluster, ledger, client, within=20)
         assert [end.outcome for end in account.ends if end.job in ledger.jobs()] == ["succeeded"]
 
+    def test_a_result_that_is_sent_before_anybody_has_noticed(self, cluster, redis_server):
+        """An emptied Redis answers that the entry is gone: that must not pass for 'given to another'."""
+        fleet(cluster, redis_server, channels=1, timing={"block": 1, "leader_lease": 3, "lease": 3})
+        go = cluster.directory / "go"
+        with cluster.client() as client:
+            job = client.submit(["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.01; done; echo done"])
+            wait_until(lambda: record(redis_server, job.id).state is State.RUNNING, 5, "it runs")
+            flush(redis_server)
+            go.touch()
+            wait_until(lambda: loss(redis_server), NOTICED, "it is noticed")
+            assert cluster.run("rebuild").returncode == 0, cluster.logs()
+            job.wait(15)
+            assert (job.outcome, job.output(), job.view.header.attempt) == ("succeeded", b"done\n", 1)
+
 
 class TestAcceptLoss:
     def test_a_new_identity_and_old_results_put_aside(self, cluster, ledger, redis_server):
