@@ -60,8 +60,12 @@ def old_server(connection: socket.socket) -> None:
     frames = _Frames()
     while data := connection.recv(4096):
         for frame in frames.feed(data):
-            info = b"\r\nINFO\r\n" in frame
-            connection.sendall(b"$%d\r\n%s\r\n" % (len(INFO_OF_OLD), INFO_OF_OLD) if info else b"+OK\r\n")
+            answer = b"+OK\r\n"
+            if b"\r\nINFO\r\n" in frame:
+                answer = b"$%d\r\n%s\r\n" % (len(INFO_OF_OLD), INFO_OF_OLD)
+            elif b"\r\nFCALL\r\n" in frame or b"\r\nFUNCTION\r\n" in frame:
+                answer = b"-ERR unknown command\r\n"
+            connection.sendall(answer)
 
 
 def silent(connection: socket.socket) -> None:
