@@ -1,0 +1,188 @@
+"""How long until work goes on, with the time bounds that users get: nothing is divided by ten here.
+
+FAULTS_ROUNDS sets how often each fault is repeated; the scorecard asks for more than the few of ``make faults``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from cluster import Cluster, Daemon
+from faults.scene import let_pass, of_account, tallied
+from jobschedd.config.model import Timing
+from ledger import SUCCESS, Ledger, judge
+from redis_server import RedisServer, wait_until
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(0)]
+ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "3"))
+OUTAGE = float(os.environ.get("FAULTS_OUTAGE", "5"))
+BOUNDS = {field: getattr(Timing(), field) for field in ("heartbeat", "lease", "leader_lease", "reap_scan", "block")} | {
+    "term_grace": 10.0
+}
+
+
+class Clinic:
+    """A fleet with the bounds of production, and its recoveries so far."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger, server: RedisServer) -> None:
+        self.cluster, self.ledger, self.server = cluster, ledger, server
+        self.client = cluster.client()
+        self.seconds: list[float] = []
+
+    def daemon(self, role: str, **how: object) -> Daemon:
+        """One that is ready."""
+        return self.cluster.start(role, timing=BOUNDS, **how)
+
+    def starts(self) -> int:
+        """Jobs begun so far."""
+        return sum(event.kind == "start" for event in self.ledger.events()[0])
+
+    def running_job(self, **options: object) -> None:
+        """One job that has begun and takes a while."""
+        before = self.starts()
+        self.ledger.submit(self.client, [self.ledger.item(seconds=1, max_crashes=200, **options)])
+        wait_until(lambda: self.starts() > before, 30, f"it has begun\n{self.cluster.logs()}")
+
+    def recovery(self, since: float, within: float, what: str) -> None:
+        """Note how long it takes until another job begins."""
+        before = self.starts()
+        wait_until(lambda: self.starts() > before, within, f"{what}\n{self.cluster.logs()}", every=0.005)
+        self.seconds.append(time.monotonic() - since)
+
+
+@pytest.fixture
+def clinic(cluster, ledger, redis_server):
+    clinic = Clinic(cluster, ledger, redis_server)
+    with clinic.client:
+        yield clinic
+
+
+def _measured(clinic: Clinic, fault: str, bound: float, one: Callable[[], None]) -> None:
+    with tallied("recovery", fault, bound=bound) as figures:
+        for _ in range(ROUNDS):
+            one()
+        with clinic.server.client() as client:
+            account = judge(clinic.cluster, clinic.ledger, client, within=60, expected=SUCCESS)
+        figures["times"] = [round(each, 3) for each in clinic.seconds]
+        figures |= of_account(account)
+    print(f"{fault}: median {statistics.median(clinic.seconds):.2f} s, worst {max(clinic.seconds):.2f} s")
+    assert max(clinic.seconds) <= bound
+
+
+def test_a_killed_channel(clinic):
+    """From the kill until its job begins again."""
+    clinic.daemon("master")
+    slave = clinic.daemon("slave", channels=1)
+
+    def one() -> None:
+        clinic.running_job()
+        begin = time.monotonic()
+        slave.kill("channel 1")
+        clinic.recovery(begin, 5, "the job begins again")
+        wait_until(lambda: clinic.ledger.events()[0][-1].kind == "stop", 10, "it ends")
+
+    _measured(clinic, "channel process killed", 2.0, one)
+
+
+def test_a_killed_node(clinic):
+    """Everything of it at once, until its job begins on another."""
+    clinic.daemon("master")
+    other: list[Daemon] = [clinic.daemon("slave", channels=1)]
+
+    def one() -> None:
+        victim = other.pop()
+        clinic.running_job()
+        processes = [victim.supervisor, *victim.supervisor.children(recursive=True)]
+        other.append(clinic.daemon("slave", channels=1))
+        begin = time.monotonic()
+        for process in processes:
+            process.suspend()  # nobody may react to the death of another
+        for process in processes:
+            process.kill()
+        victim.popen.wait(5)
+        clinic.recovery(begin, 30, "the job begins on the other node")
+
+    _measured(clinic, "node lost", 17.0, one)
+
+
+def _replaced_master(clinic: Clinic, end: Callable[[Daemon], None], within: float) -> Callable[[], None]:
+    leader = [clinic.daemon("master")]
+    clinic.daemon("slave", channels=1)
+
+    def one() -> None:
+        standby = clinic.daemon("master")
+        let_pass(0.5)
+        clinic.running_job()
+        begin = time.monotonic()
+        end(leader.pop())
+        clinic.ledger.submit(clinic.client, [clinic.ledger.item()])
+        clinic.recovery(begin, within, "the next master dispatches")
+        leader.append(standby)
+
+    return one
+
+
+def test_a_killed_leader(clinic):
+    """From the kill until the standby's first dispatch begins."""
+    _measured(clinic, "leading master killed", 12.0, _replaced_master(clinic, Daemon.kill, 20))
+
+
+def test_an_orderly_hand_over(clinic):
+    """The same with SIGTERM; the job that runs meanwhile takes a second, so the clock starts when it has ended."""
+
+    def end(leader: Daemon) -> None:
+        wait_until(lambda: clinic.ledger.events()[0][-1].kind == "stop", 10, "the channel is free")
+        leader.supervisor.terminate()
+
+    def one_after_the_other() -> Callable[[], None]:
+        return _replaced_master(clinic, end, 20)
+
+    _measured(clinic, "leading master stopped in order", 2.5, one_after_the_other())
+
+
+def test_redis_away(clinic):
+    """FAULTS_OUTAGE seconds without it; from its return until the next job begins."""
+    clinic.daemon("master")
+    clinic.daemon("slave", channels=1)
+
+    def one() -> None:
+        clinic.running_job()
+        clinic.ledger.submit(clinic.client, [clinic.ledger.item()])
+        clinic.server.kill()
+        let_pass(OUTAGE)
+        before = time.monotonic()
+        clinic.server.start()
+        clinic.recovery(before, 15, "work goes on")
+
+    _measured(clinic, f"Redis killed, back after {OUTAGE:g} s", 5.0, one)
+
+
+def test_a_killed_supervisor(clinic):
+    """From the kill until no process of the node is left."""
+    clinic.daemon("master")
+
+    def one() -> None:
+        slave = clinic.daemon("slave", channels=2)
+        clinic.running_job(node=slave.name)
+        processes = [slave.supervisor, *slave.supervisor.children(recursive=True)]
+        begin = time.monotonic()
+        slave.kill()
+        slave.popen.wait(5)
+        wait_until(lambda: not any(map(_lives, processes)), 5, "nothing is left")
+        clinic.seconds.append(time.monotonic() - begin)
+        slave.start()
+
+    _measured(clinic, "supervisor killed, nothing left", 5.0, one)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
