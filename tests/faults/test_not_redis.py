@@ -63,7 +63,7 @@ def old_server(connection: socket.socket) -> None:
             answer = b"+OK\r\n"
             if b"\r\nINFO\r\n" in frame:
                 answer = b"$%d\r\n%s\r\n" % (len(INFO_OF_OLD), INFO_OF_OLD)
-            elif b"\r\nFCALL\r\n" in frame or b"\r\nFUNCTION\r\n" in frame:
+            elif b"\r\nCLIENT\r\n" not in frame and b"\r\nSELECT\r\n" not in frame:
                 answer = b"-ERR unknown command\r\n"
             connection.sendall(answer)
 

@@ -112,7 +112,7 @@ def sentinels() -> Iterator[Sentinels]:
             "ordered",
             marks=pytest.mark.xfail(
                 strict=False,
-                reason="the old master takes writes for seconds more; that they are lost may count as a rolled-back Redis",
+                reason="the old master takes writes for seconds more; their loss may count as a rolled-back Redis",
             ),
         ),
     ],
