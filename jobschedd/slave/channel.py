@@ -46,8 +46,8 @@ from jobschedd.slave.settings import ExecutionSettings
 from jobschedd.slave.spool import Home
 from jobschedd.slave.window import Window
 from jobschedd.store.channel import ORDERS_PER_READ, ChannelStore, Hint, OrderEntry, StoreState
-from jobschedd.store.marks import STORIES, Announcement, announcement
 from jobschedd.store.knock import Knock
+from jobschedd.store.marks import STORIES, Announcement, announcement
 from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
 from jobschedd.version import VERSION
