@@ -191,6 +191,18 @@ def _outlast_the_lease(scene: Scene) -> None:
     resume(stopped)
 
 
+@pytest.mark.parametrize("point", ["channel.spool.after", "channel.report.sent", "channel.report.acknowledged"])
+def test_what_is_spooled_never_runs_again(cluster, ledger, redis_server, point):
+    """One job, and its channel dies between the end of it and the end of its report."""
+    scene = Scene(cluster, ledger, redis_server)
+    with scene.client:
+        scene.start(on_slave=f"{point}:kill:1:{marker_of(cluster.directory)}")
+        ledger.submit(scene.client, [ledger.item(channel="1")])
+        account = scene.verdict()
+    assert marker_of(cluster.directory).exists(), f"void: {point} was never passed"
+    assert [(event.kind, event.attempt) for event in account.events] == [("start", 1), ("stop", 1)]
+
+
 SUBMITTER = """
 import json, sys
 from jobschedd import Client

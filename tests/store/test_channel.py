@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobschedd.clock import FakeClock
+from jobschedd.config import RedisConfig
 from jobschedd.errors import StoreRefused
 from jobschedd.job import Outcome, ReportKind, State
 from jobschedd.store.channel import ChannelStore
+from jobschedd.store.connect import connect
 from jobschedd.store.moves import Moves
 from jobschedd.store.survey import UNREADABLE
-from redis_server import RedisServer
+from redis_server import RedisServer, wait_until
 from store_driver import KEEP, Driver
 
 
@@ -223,3 +227,20 @@ def test_one_accepted_end_after_the_whole_way(driver, channel):
     (report,) = driver.reports()
     driver.judge("done", job, report.attempt, report.entry, int(report.outcome), report.result, KEEP)
     assert driver.outcome(job) is Outcome.FAILED
+
+
+@pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
+def test_a_wrong_clock_of_the_node_changes_no_lease(driver, redis_server, channel, off):
+    """Leases are counted by the server; of the node's clock only the rate matters."""
+    wrong = FakeClock(now=time.time() + off)
+    store = ChannelStore(
+        connect(RedisConfig(url=redis_server.url), "test"), driver.keys, wrong, channel.incarnation, 0.1
+    )
+    try:
+        answers: list[bool] = []
+        store.renew(5000, answers.append)
+        wait_until(lambda: store.commands.read() or answers, 5, "the lease is renewed")
+    finally:
+        store.close()
+    assert answers == [True]
+    assert 4000 < driver.client.pttl(driver.keys.lease(channel.incarnation)) <= 5000

@@ -242,19 +242,6 @@ class TestErrors:
         with pytest.raises(StoreRefused):
             driver.submit()
 
-    def test_one_call_is_sent_once(self, redis_server):
-        """The library alone would send it eleven times."""
-        with redis_server.client() as admin:
-            client = connect(RedisConfig(url=redis_server.url), "test", timeout=0.2)
-            assert client.incr("n") == 1
-            admin.client_pause(1000, all=False)
-            with pytest.raises(StoreUnavailable), translated():
-                client.incr("n")
-            admin.client_unpause()
-            client.close()
-            wait_until(lambda: int(admin.get("n")) in (1, 2), 5, "it is counted once at most")
-            assert int(admin.get("n")) <= 2
-
 
 @contextlib.contextmanager
 def foreign(answer: bytes):

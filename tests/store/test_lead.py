@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib import resources
 
 import pytest
+import redis
 
 from jobschedd.clock import FakeClock
 from jobschedd.errors import StoreUnavailable
 from jobschedd.master.leadership import EpochFile, Leadership
 from jobschedd.store.moves import Moves
+from jobschedd.store.scripts import script
 from redis_server import wait_until
 from store_driver import Driver
 
@@ -161,3 +164,27 @@ class TestLeadership:
         lead.release()  # cannot, and does not fail
         driver.server.start()
         assert lead.hold()
+
+
+#: They decide who leads, and whether anybody may.
+BEFORE_ANY_LEAD = {"lead.lua", "mark.lua", "rebuild.lua"}
+FENCED = sorted(
+    path.name.removesuffix(".lua")
+    for path in resources.files("jobschedd.store").joinpath("lua").iterdir()
+    if "-- KEYS: leader" in path.read_text() and path.name not in BEFORE_ANY_LEAD
+)
+
+
+class TestFence:
+    @pytest.mark.parametrize("name", FENCED)
+    def test_nobody_but_the_leader_moves_anything(self, driver, name):
+        """Every script that is told who leads looks at it before anything else."""
+        acquire(driver, "leader")
+        before = driver.all_keys()
+        for fence in ("another:1", "leader:0", "leader:2", ""):
+            with pytest.raises(redis.ResponseError, match="NOTLEADER"):
+                script(name).call(driver.client, driver.keys, fence, *["1"] * 12)
+        assert driver.all_keys() == before
+
+    def test_there_are_some(self):
+        assert {"collect", "dispatch", "hint", "promote", "publish", "reap", "requeue"} < set(FENCED)
