@@ -163,7 +163,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args()
-    report: dict[str, Any] = {"machine": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()}
+    report: dict[str, Any] = {"machine": platform.platform(), "cpus": os.cpu_count()}
+    report["python"] = platform.python_version()
     for name in options.names or BENCHMARKS:
         runs = [BENCHMARKS[name]() for _ in range(1 if name == "idle" else options.runs)]
         report[name] = {key: _spread([run[key] for run in runs]) for key in runs[0]}

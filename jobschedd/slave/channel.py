@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -64,6 +64,8 @@ LEASE_MARGIN = 2.0
 SYNC_AFTER = 0.1
 #: Seconds that reports may wait for each other while more jobs are about to end, and how many at most.
 GATHER, MOST_GATHERED = 0.02, 200
+#: Bytes of one report call: more would keep the server, and us, busy for too long.
+MOST_BYTES = 4 << 20
 #: Bytes that a report takes beside its result.
 REPORT_ROOM = 4096
 #: Pause after the node was short of processes, memory or files.
@@ -640,7 +642,8 @@ class Channel:
         if (not self._outgoing and changed is None) or self._may_gather():
             return
         self._reported_at = self._clock.boottime()
-        batch, self._outgoing = self._outgoing, []
+        count = _within(MOST_BYTES, self._outgoing)
+        batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         self._reporting = batch
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
@@ -739,6 +742,16 @@ class Channel:
     @staticmethod
     def _ms(seconds: float) -> int:
         return max(1, round(seconds * 1000))
+
+
+def _within(limit: int, reports: Sequence[tuple[str, bytes]]) -> int:
+    """How many of these, from the first on, hold no more than ``limit`` bytes together; one at least."""
+    size = 0
+    for number, (_, packed) in enumerate(reports):
+        size += len(packed)
+        if size > limit and number:
+            return number
+    return len(reports)
 
 
 _NO_SPEC = decode_spec(b"\x80")
