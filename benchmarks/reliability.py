@@ -1,7 +1,7 @@
 """``python -m benchmarks.reliability``: break everything, measure what becomes of the jobs, write docs/reliability.md.
 
 Only what was measured is written. The figures come from the tests of faults, each of which appends a line to a
-tally; ``--tally FILE`` writes the page again from the tally of an earlier run.
+tally; ``--tally FILE`` writes the page again from the tally of an earlier run. ``--peers`` measures the peers, too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=90_000, help="of the nemesis")
     parser.add_argument("--rounds", type=int, default=20, help="of each recovery")
     parser.add_argument("--outage", type=float, default=60, help="seconds that Redis is away")
+    parser.add_argument("--peers", action="store_true", help="measure the peers too; installs them from the registry")
     parser.add_argument("--tally", type=Path, help="only write the page, from the tally of an earlier run")
     options = parser.parse_args()
     code, tally = 0, options.tally
@@ -61,7 +62,11 @@ def _run(tally: Path, options: argparse.Namespace) -> int:
     tests = [str(ROOT / "tests" / "faults" / name) for name in TESTS]
     # One after the other: times are measured.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=False).returncode
+    if options.peers:
+        with open(tally, "ab") as file:
+            subprocess.run([sys.executable, "-m", "benchmarks.peers"], cwd=ROOT, stdout=file, check=True)
+    return code
 
 
 def _about() -> dict[str, str]:
@@ -88,8 +93,9 @@ def _server() -> str:
 
 def _figures(lines: Sequence[Line]) -> str:
     about = next((line for line in lines if line["kind"] == "about"), {})
-    runs = [line for line in lines if line["kind"] != "about"]
-    parts = [_setting(about), _safety(runs), _blows(runs), _recoveries(runs)]
+    runs = [line for line in lines if line["kind"] not in ("about", "peer")]
+    peers = [line for line in lines if line["kind"] == "peer"]
+    parts = [_setting(about), _safety(runs), _blows(runs), _recoveries(runs), _peers(peers)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -158,6 +164,28 @@ def _recoveries(runs: Sequence[Line]) -> str:
         else:
             rows.append(f"| {fault} | {bound:g} s | failed | failed | 0 |")
     return "\n".join(rows)
+
+
+def _peers(lines: Sequence[Line]) -> str:
+    """Side by side, in the order of the measurements."""
+    if not lines:
+        return ""
+    head = "scheduler | settings | fault | jobs | never ended | never began | ended more than once | starts again"
+    rows = [f"| {head} | last end |", "|---|---|---|" + "--:|" * 6]
+    for line in lines:
+        names = [f"{line['name']} {line['version']}", line["tuning"] or "default", line["fault"]]
+        keys = ("jobs", "never ended", "never began", "ended more than once", "starts again")
+        rows.append(
+            f"| {' | '.join(names)} | "
+            + " | ".join(str(line[key]) for key in keys)
+            + f" | {line['last end after']} s |"
+        )
+    quiet = ", ".join(sorted({f"{line['quiet']:g}" for line in lines}))
+    note = (
+        f'"Never": nothing more had happened for {quiet} s. All workers killed five times, every two seconds; or Redis '
+        "(with AOF) twice, for two seconds. Whatever ended was started again at once. Two jobs of 0.25 s at a time."
+    )
+    return "\n".join(rows) + f"\n\n{note}"
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
