@@ -233,7 +233,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         marks=Marks(client, keys),
         inspect=Inspect(client, keys),
         history=History(config.master.history),
-        file=KnownFile(os.path.join(config.state_dir, f"known-{config.namespace}")),
+        file=KnownFile(os.path.join(config.state_dir, f"known-{config.namespace}-{_place(config)}")),
         instance=instance.id,
         node=config.node,
         keep=keep.of,
@@ -391,6 +391,11 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         drain_timeout=slave.drain_timeout,
         transport=config.transport,
     )
+
+
+def _place(config: Config) -> str:
+    """Where the data are: an operator who points a master at another Redis has lost nothing."""
+    return hashlib.sha256(config.connection.url.encode()).hexdigest()[:8]
 
 
 def _keep_ms(seconds: float) -> int:
