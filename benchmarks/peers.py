@@ -37,7 +37,7 @@ KILLS, PAUSE = 5, 2.0
 class Peer:
     """What to install, and how its workers (two jobs at a time) are started."""
 
-    requirement: str
+    requirements: tuple[str, ...]
     module: str
     workers: tuple[tuple[str, ...], ...]
     tuned_arguments: tuple[str, ...] = ()
@@ -46,26 +46,26 @@ class Peer:
 
 PEERS = {
     "rq": Peer(
-        "rq",
+        ("rq",),
         "for_rq",
         (("rq", "worker", "--url", "{redis}"),) * 2,
-        ("--maintenance-interval", "2"),
-        "retries 20, job_timeout 5 s, maintenance every 2 s",
+        ("--maintenance-interval", "2", "--job-monitoring-interval", "2"),
+        "retries 20, job_timeout 5 s, monitoring and maintenance every 2 s",
     ),
     "dramatiq": Peer(
-        "dramatiq[redis]",
+        ("dramatiq[redis]",),
         "for_dramatiq",
         (("dramatiq", "peer_tasks.for_dramatiq", "-p", "1", "-t", "2"),),
         tuning="heartbeat_timeout 5 s, maintenance_chance 10 %",
     ),
     "celery": Peer(
-        "celery[redis]",
+        ("celery[redis]",),
         "for_celery",
         (("celery", "-A", "peer_tasks.for_celery", "worker", "-c", "2", "-l", "WARNING"),),
         tuning="acks_late, reject_on_worker_lost, prefetch 1, visibility_timeout 5 s",
     ),
     "saq": Peer(
-        "saq[redis]",
+        ("saq[redis]", "typing_extensions"),  # which it imports and does not ask for
         "for_saq",
         (("saq", "peer_tasks.for_saq.settings"),),
         tuning="retries 20, timeout 5 s, sweep every 2 s",
@@ -163,7 +163,7 @@ def _peer(
     peer, home = PEERS[name], environments / name / "bin"
     if not home.exists():
         subprocess.run([sys.executable, "-m", "venv", str(home.parent)], check=True)
-        subprocess.run([home / "pip", "-q", "install", peer.requirement], check=True)
+        subprocess.run([home / "pip", "-q", "install", *peer.requirements], check=True)
     commands = [
         (str(home / program), *(each.format(redis=server.tcp_url) for each in rest), *(peer.tuned_arguments * tuned))
         for program, *rest in peer.workers
@@ -265,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("names", nargs="*", default=["jobschedd", *PEERS])
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "jobsched-peers")
-    parser.add_argument("--quiet", type=float, default=60.0, help="seconds without an event that end a run")
+    parser.add_argument("--quiet", type=float, default=150.0, help="seconds without an event that end a run")
     options = parser.parse_args()
     for name in options.names:
         for tuned in (False,) if name == "jobschedd" else (False, True):

@@ -40,12 +40,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+#: Processes of this worker that were there before the test, such as a Redis that other tests share.
+STRANGERS: set[int] = set()
+
+
 def descendants() -> list[psutil.Process]:
-    """All living processes below this one. The fixture makes it a subreaper, so nothing escapes."""
+    """All living processes below this one that the test started. The fixture makes it a subreaper: nothing escapes."""
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if each.status() != psutil.STATUS_ZOMBIE:
+            if each.pid not in STRANGERS and each.status() != psutil.STATUS_ZOMBIE:
                 found.append(each)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from node_harness import Node, descendants, wait_until
+from node_harness import STRANGERS, Node, descendants, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -18,7 +18,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node not yet started. Whatever is left of it at the end is a failure (and killed)."""
     libc = ctypes.CDLL(None)
-    before = {each.pid for each in descendants()}
+    STRANGERS.clear()
+    STRANGERS.update(each.pid for each in descendants())
     assert libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     node = Node(tmp_path)
     try:
@@ -27,11 +28,11 @@ def node(tmp_path: Path) -> Iterator[Node]:
         if node.process is not None and node.process.poll() is None:
             node.process.kill()
             node.process.wait()
-        left = [each for each in descendants() if each.pid not in before]
+        left = descendants()
         # The node's children notice its death by themselves; five seconds is what is promised.
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not [each for each in left if each.is_running() and not _is_dead(each)], 5)
-        survivors = [each for each in descendants() if each.pid not in before]
+        survivors = descendants()
         described = [_describe(each) for each in survivors]
         for each in survivors:
             with contextlib.suppress(psutil.NoSuchProcess):
