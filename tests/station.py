@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,21 @@ from typing import Any
 from jobschedd.job import Order, Result, Spec
 from jobschedd.slave.loop import Loop
 from jobschedd.slave.process import CommandRun
-from jobschedd.slave.processtree import Household
+from jobschedd.slave.processtree import Household, children_of
 from jobschedd.slave.settings import ExecutionSettings
+
+#: Children of this worker that were there before the test, such as a Redis that other tests share.
+STRANGERS: set[int] = set()
+
+
+def ours(pids: Iterable[int]) -> list[int]:
+    """Those of ``pids`` that the test has to answer for."""
+    return [pid for pid in pids if pid not in STRANGERS]
+
+
+def offspring() -> list[int]:
+    """The children that the test has to answer for."""
+    return ours(children_of(os.getpid()))
 
 
 class Station:

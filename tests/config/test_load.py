@@ -278,7 +278,7 @@ MASTER = "role: master\nredis: {url: 'redis://h'}\n"
         (MASTER + "state_dir: ~nobodyatall/x\n", "3: state_dir: '~nobodyatall/x': no such user"),
         (MASTER + 'state_dir: "/a\\0b"\n', "3: state_dir: text must not contain a NUL"),
         (MASTER + "master: {result_timeout: 0}\n", "3: master.result_timeout: must be at least 1ms"),
-        (MASTER + "master: {keep: {failed: -1}}\n", "3: master.keep.failed: -1 is out of range"),
+        (MASTER + "master: {keep: {failed: -1}}\n", "3: master.keep.failed: this number is out of range"),
         (MASTER + "master: {keep: {failed: .inf}}\n", "3: master.keep.failed: '.inf' is no duration"),
         (MASTER + "master: {keep: {failed: 1e300}}\n", "is out of range"),
         (MASTER + f"master: {{keep: {{failed: {'9' * 5000}}}}}\n", "3: master.keep.failed: "),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobschedd.slave import process
-from jobschedd.slave.processtree import PR_SET_CHILD_SUBREAPER, Household, become_subreaper
-from station import Station
+from jobschedd.slave.processtree import PR_SET_CHILD_SUBREAPER, Household, become_subreaper, children_of
+from station import STRANGERS, Station
+
+
+@pytest.fixture(autouse=True)
+def _strangers() -> None:
+    STRANGERS.clear()
+    STRANGERS.update(children_of(os.getpid()))
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from jobschedd.job import Captured, Cause, Order, Outcome, Spec
 from jobschedd.slave import process
 from jobschedd.slave.executable import REASONS
 from jobschedd.slave.process import CommandRun, StartFailed, inherit_nothing
-from jobschedd.slave.processtree import children_of, status_of
+from jobschedd.slave.processtree import status_of
 from redis_server import wait_until
-from station import living
+from station import living, offspring
 
 PYTHON = sys.executable
 
@@ -184,7 +184,7 @@ class TestRefusals:
         before = os.listdir("/proc/self/fd")
         yield
         assert os.listdir("/proc/self/fd") == before
-        assert children_of(os.getpid()) == []
+        assert offspring() == []
 
     def refused(self, station, *command: str, **spec) -> tuple[Cause, str]:
         begin = time.monotonic()
@@ -435,7 +435,7 @@ class TestNothingOutlivesIt:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         assert left == []
-        assert children_of(os.getpid()) == []
+        assert offspring() == []
 
     @pytest.mark.parametrize("kind", LEAVERS)
     def test_its_own_end(self, station, mark, kind):
@@ -488,7 +488,7 @@ class TestNothingOutlivesIt:
         assert station.run("true", within=1).outcome is Outcome.SUCCEEDED
         for pid in living(mark):
             os.kill(pid, signal.SIGKILL)
-        station.until(lambda: children_of(os.getpid()) == [], within=5)
+        station.until(lambda: offspring() == [], within=5)
 
     def test_a_shell_with_job_control(self, station, mark):
         assert station.run("bash", "-mc", f"sleep {mark} & sleep {mark} & echo done").outcome is Outcome.SUCCEEDED
@@ -532,8 +532,8 @@ class TestNothingOutlivesIt:
     def test_dead_orphans_of_a_long_job_are_reaped(self, station, mark, monkeypatch):
         monkeypatch.setattr("jobschedd.slave.processtree.ROUND", 0.1)
         run = station.start(shell=f"for i in 1 2 3 4 5; do (setsid true &); done; sleep {mark}")
-        wait_until(lambda: len(children_of(os.getpid())) == 6, 5, "five orphans were adopted")
-        station.until(lambda: children_of(os.getpid()) == [run.pid], within=5)
+        wait_until(lambda: len(offspring()) == 6, 5, "five orphans were adopted")
+        station.until(lambda: offspring() == [run.pid], within=5)
         run.kill(Outcome.CANCELLED, Cause.CANCELLED)
         station.end_of(run)
 
@@ -685,7 +685,7 @@ class TestMany:
         station.until(feed, within=60)
         assert all(result.outcome is Outcome.SUCCEEDED for result in station.results.values())
         assert os.listdir("/proc/self/fd") == descriptors
-        assert children_of(os.getpid()) == []
+        assert offspring() == []
 
 
 def test_modes_are_as_the_umask_of_the_channel_says(station, tmp_path):

@@ -20,6 +20,7 @@ from jobschedd.slave.processtree import (
     ticks_now,
 )
 from redis_server import wait_until
+from station import ours
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_children_of_every_thread(sleeper):
     thread.start()
     try:
         wait_until(lambda: started, 5, "the thread has a child")
-        assert set(children_of(os.getpid())) == {sleeper.pid, started[0].pid}
+        assert set(ours(children_of(os.getpid()))) == {sleeper.pid, started[0].pid}
     finally:
         started[0].kill()
         started[0].wait()
@@ -77,9 +78,9 @@ def test_children_of_every_thread(sleeper):
 
 
 def test_without_the_kernel_s_list(sleeper, monkeypatch):
-    assert children_by_scan(os.getpid()) == [sleeper.pid]
+    assert ours(children_by_scan(os.getpid())) == [sleeper.pid]
     monkeypatch.setattr(processtree, "_kernel_lists_children", lambda: False)
-    assert children_of(os.getpid()) == [sleeper.pid]
+    assert ours(children_of(os.getpid())) == [sleeper.pid]
 
 
 def test_descendants_are_found_at_any_depth():
