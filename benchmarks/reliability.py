@@ -163,7 +163,7 @@ def _recoveries(runs: Sequence[Line]) -> str:
             rows.append(f"| {fault} | " + " | ".join(cells) + " |")
         else:
             rows.append(f"| {fault} | {bound:g} s | failed | failed | 0 |")
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n\nOf fewer than a hundred times, p99 is the worst."
 
 
 def _peers(lines: Sequence[Line]) -> str:
@@ -183,7 +183,9 @@ def _peers(lines: Sequence[Line]) -> str:
     quiet = ", ".join(sorted({f"{line['quiet']:g}" for line in lines}))
     note = (
         f'"Never": nothing more had happened for {quiet} s. All workers killed five times, every two seconds; or Redis '
-        "(with AOF) twice, for two seconds. Whatever ended was started again at once. Two jobs of 0.25 s at a time."
+        "(with AOF) twice, for two seconds. Whatever ended was started again at once. Two jobs of 0.25 s at a time. "
+        "Of jobschedd the workers are the slave; its master was left alone. Each line is one run: how many jobs a kill "
+        "hits is a matter of chance, and somebody who knows a peer better may tune it better."
     )
     return "\n".join(rows) + f"\n\n{note}"
 

@@ -50,9 +50,8 @@ class Clinic:
         self.ledger.submit(self.client, [self.ledger.item(seconds=seconds, max_crashes=200, **options)])
         wait_until(lambda: self.starts() > before, 30, f"it has begun\n{self.cluster.logs()}")
 
-    def recovery(self, since: float, within: float, what: str) -> None:
-        """Note how long it takes until another job begins."""
-        before = self.starts()
+    def recovery(self, since: float, before: int, within: float, what: str) -> None:
+        """Note how long it takes from ``since`` until more than ``before`` jobs have begun."""
         wait_until(lambda: self.starts() > before, within, f"{what}\n{self.cluster.logs()}", every=0.005)
         self.seconds.append(time.monotonic() - since)
 
@@ -83,9 +82,9 @@ def test_a_killed_channel(clinic):
 
     def one() -> None:
         clinic.running_job()
-        begin = time.monotonic()
+        begin, before = time.monotonic(), clinic.starts()
         slave.kill("channel 1")
-        clinic.recovery(begin, 5, "the job begins again")
+        clinic.recovery(begin, before, 5, "the job begins again")
         wait_until(lambda: clinic.ledger.events()[0][-1].kind == "stop", 10, "it ends")
 
     _measured(clinic, "channel process killed", 2.0, one)
@@ -100,9 +99,9 @@ def test_a_killed_node(clinic):
         victim = other.pop()
         clinic.running_job(seconds=3)
         other.append(clinic.daemon("slave", channels=1))
-        begin = time.monotonic()
+        begin, before = time.monotonic(), clinic.starts()
         _kill_at_once(victim)
-        clinic.recovery(begin, 30, "the job begins on the other node")
+        clinic.recovery(begin, before, 30, "the job begins on the other node")
 
     _measured(clinic, "node lost", 17.0, one)
 
@@ -116,9 +115,10 @@ def _replaced_master(clinic: Clinic, end: Callable[[Daemon], float], within: flo
         let_pass(0.5)
         clinic.running_job()
         wait_until(lambda: clinic.ledger.events()[0][-1].kind == "stop", 10, "the channel is free")
+        before = clinic.starts()
         begin = end(leader.pop())
         clinic.ledger.submit(clinic.client, [clinic.ledger.item()])
-        clinic.recovery(begin, within, "the next master dispatches")
+        clinic.recovery(begin, before, within, "the next master dispatches")
         leader.append(standby)
 
     return one
@@ -155,9 +155,9 @@ def test_redis_away(clinic):
         clinic.ledger.submit(clinic.client, [clinic.ledger.item()])
         clinic.server.kill()
         let_pass(OUTAGE)
-        before = time.monotonic()
+        begin, before = time.monotonic(), clinic.starts()
         clinic.server.start()
-        clinic.recovery(before, 15, "work goes on")
+        clinic.recovery(begin, before, 15, "work goes on")
 
     _measured(clinic, f"Redis killed, back after {OUTAGE:g} s", 5.0, one)
 
