@@ -34,7 +34,9 @@ _OPTIONS = (
         help="May two attempts run at once when a node is cut off? [default: allow]",
     ),
     click.option("--no-retry-on-loss", is_flag=True, help="Start it once at most: what is lost stays lost."),
-    click.option("--max-crashes", type=int, metavar="N", help="Give up when its channel died so often. [default: 2]"),
+    click.option(
+        "--max-crashes", type=int, metavar="N", help="Give up after it took its channel down so often. [default: 2]"
+    ),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
     click.option("--env", metavar="K=V", multiple=True, help="Set a variable (K alone: as it is here); repeatable."),
     click.option("--cwd", metavar="DIR", help="Working directory on the node. [default: the node's workdir]"),

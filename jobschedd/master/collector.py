@@ -20,6 +20,7 @@ from jobschedd.clock import Clock
 from jobschedd.errors import NotTheLeader, ProtocolError, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import (
+    UNCHARGED,
     Captured,
     Cause,
     Header,
@@ -36,6 +37,7 @@ from jobschedd.job import (
     encode,
 )
 from jobschedd.logs import get_logger
+from jobschedd.master.deaths import Deaths
 from jobschedd.master.history import History, Row, row
 from jobschedd.master.retries import Again, End, decide
 from jobschedd.outage import Outage
@@ -104,6 +106,7 @@ class Collector:
         self._identity = ""
         self._fence = ""
         self._random = random.Random()
+        self._deaths = Deaths()
         self._unwritten: list[tuple[str, Row | None]] = []
         self._unwritten_bytes = 0
         self._read_again = False
@@ -220,6 +223,14 @@ class Collector:
         failpoint("collector.verdict.after")
         for incoming, decision, (verdict, record) in zip(reports, decisions, verdicts, strict=True):
             self._keep_row(incoming.entry, self._row_of(incoming, decision, verdict, record))
+            if verdict is Verdict.ACCEPTED:
+                self._learn_of_deaths(incoming.report)
+
+    def _learn_of_deaths(self, report: Report) -> None:
+        if report.kind is ReportKind.CRASHED:
+            self._deaths.died(report.incarnation, report.job, self._clock.boottime())
+        elif report.kind is ReportKind.RESULT and report.cause not in UNCHARGED:
+            self._deaths.cleared(report.job)
 
     def _decide(self, reports: Sequence[Report]) -> list[End | Again | None]:
         """Ends and further tries. Only a job that did not succeed needs its record looked at first."""
@@ -245,13 +256,15 @@ class Collector:
             spec = decode_spec(whole.spec)
         except ProtocolError:
             spec = Spec()  # its channel cannot have read it, either
-        return decide(whole.header, spec, report, self._clock.now(), self._random)
+        excused = report.kind is ReportKind.CRASHED and self._deaths.without_culprit(self._clock.boottime())
+        return decide(whole.header, spec, report, self._clock.now(), self._random, excused)
 
     def _ask(self, report: Report, decision: End | Again | None) -> list[Any]:
         head = [report.job, report.attempt, report.entry]
         match decision:
-            case End(outcome, result):
-                return [Verb.DONE, *head, int(outcome), result, self._keep.of(outcome), ""]
+            case End(outcome, result, crashes):
+                counted = "" if crashes is None else crashes
+                return [Verb.DONE, *head, int(outcome), result, self._keep.of(outcome), counted]
             case Again(delay, tries, crashes):
                 return [Verb.RETRY, *head, round(delay * 1000), tries, crashes, self._keep.failed]
             case None:

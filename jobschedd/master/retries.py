@@ -23,13 +23,17 @@ from jobschedd.job import (
     encode,
 )
 
+#: Crashes beyond ``max_crashes`` that are forgiven while channel processes die without any job's doing.
+MOST_EXCUSED = 8
+
 
 @dataclass(frozen=True)
 class End:
-    """The job is over."""
+    """The job is over. ``crashes``: how often its channel died under it, where that has changed."""
 
     outcome: Outcome
     result: bytes
+    crashes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,15 @@ class Again:
     crashes: int
 
 
-def decide(header: Header, spec: Spec, report: Report, now: float, jitter: random.Random) -> End | Again:
-    """The consequence of ``report`` for a job whose record is (``header``, ``spec``). ``now`` in epoch seconds."""
+def decide(
+    header: Header, spec: Spec, report: Report, now: float, jitter: random.Random, excused: bool = False
+) -> End | Again:
+    """The consequence of ``report`` for a job whose record is (``header``, ``spec``). ``now`` in epoch seconds.
+
+    ``excused``: channel processes die just now without any job's doing, see ``master.deaths``.
+    """
     if report.kind is ReportKind.CRASHED:
-        return _after_crash(header, spec, report, now)
+        return _after_crash(header, spec, report, now, excused)
     end = End(report.outcome, report.result)
     if report.outcome is Outcome.SUCCEEDED:
         return end
@@ -70,17 +79,18 @@ def back_off(spec: Spec, tries: int, jitter: random.Random) -> float:
     return delay * jitter.uniform(0.5, 1.0)
 
 
-def _after_crash(header: Header, spec: Spec, report: Report, now: float) -> End | Again:
+def _after_crash(header: Header, spec: Spec, report: Report, now: float, excused: bool) -> End | Again:
     crashes = header.crashes + 1
     if Flag.CANCEL_REQUESTED in header.flags:
-        return _end(
-            report, Outcome.CANCELLED, Cause.CANCELLED, "its channel process died while it was being cancelled", now
-        )
-    if crashes >= spec.max_crashes:
-        why = f"its channel process died under it {crashes} times; given up (max_crashes)"
-        return _end(report, Outcome.FAILED, Cause.POISON, why, now)
+        why = "its channel process died while it was being cancelled"
+        return _end(report, Outcome.CANCELLED, Cause.CANCELLED, why, now, crashes)
+    if crashes >= spec.max_crashes + (MOST_EXCUSED if excused else 0):
+        times = "once" if crashes == 1 else f"{crashes} times"
+        why = f"its channel process died under it {times}; given up (max_crashes)"
+        return _end(report, Outcome.FAILED, Cause.POISON, why, now, crashes)
     if not spec.retry_on_loss:
-        return _end(report, Outcome.LOST, Cause.CHANNEL_LOST, "its channel process died under it", now)
+        why = "its channel process died under it"
+        return _end(report, Outcome.LOST, Cause.CHANNEL_LOST, why, now, crashes)
     return Again(0.0, header.tries, crashes)
 
 
@@ -93,6 +103,7 @@ def _cancelled(report: Report, now: float) -> End:
     return End(Outcome.CANCELLED, encode(result))
 
 
-def _end(report: Report, outcome: Outcome, cause: Cause, why: str, now: float) -> End:
+def _end(report: Report, outcome: Outcome, cause: Cause, why: str, now: float, crashes: int | None = None) -> End:
     node, _, channel = report.reason.partition("/")
-    return End(outcome, encode(Result(outcome=outcome, cause=cause, error=why, ended=now, node=node, channel=channel)))
+    result = Result(outcome=outcome, cause=cause, error=why, ended=now, node=node, channel=channel)
+    return End(outcome, encode(result), crashes)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ledger import SUCCESS, Account, judge, read_ends
+from ledger import Account, judge, read_ends
 from redis_server import wait_until
 
 JOBS = 1000
@@ -39,7 +39,7 @@ def test_a_thousand_jobs_while_a_channel_is_killed_every_second(cluster, ledger,
         kills += 1
         slave.successor(channel, of=victim, within=2)
     with redis_server.client() as client:
-        account = judge(cluster, ledger, client, within=30, expected=SUCCESS | {("failed", "poison")})
+        account = judge(cluster, ledger, client, within=30)
     again = sum(event.kind == "start" for event in account.events) - JOBS
     print(f"{kills} kills, {again} starts again")
     assert kills >= 3 and again, "void: no kill hit a running job"
@@ -50,10 +50,6 @@ def test_a_thousand_jobs_while_a_channel_is_killed_every_second(cluster, ledger,
     # A runner is at the next function while the channel takes the result of the last.
     each = 1 if kind == "item" else 2
     assert again <= each * kills + late, f"a kill costs what ran in its one slot, no more\n{_repeated(stories)}"
-    # Whoever was hit by two of our kills is rightly taken for the culprit; this needs an unlucky moment.
-    for end in account.ends:
-        if end.cause == "poison":
-            assert _starts(stories[end.job]) >= 2, f"wrongly poison: job {end.job}: {stories[end.job]}"
 
 
 @pytest.mark.slow

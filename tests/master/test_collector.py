@@ -168,10 +168,25 @@ class TestRetries:
                 assert driver.header(job).crashes == crash
                 driver.dispatch(channel)
         assert driver.outcome(job) is Outcome.FAILED and driver.cause(job) == "poison"
-        assert driver.header(job).tries == 0
+        assert (driver.header(job).tries, driver.header(job).crashes) == (0, most)
         lost = [(job, n, 0, "lost", "channel_lost") for n in range(1, most)]
         assert rows(master) == [*lost, (job, most, 1, "failed", "poison")]
         assert rows(master, "node, channel")[-1] == ("n1", "1")
+
+    def test_not_poison_while_processes_die_without_its_doing(self, driver, master, channel):
+        for name in ("2", "3"):
+            dead = driver.channel(name=name)
+            job = run(driver, dead)
+            dead.report(job, ReportKind.CRASHED, reason=f"n1/{name}")
+            master.collect(1)
+            driver.dispatch(channel)
+            channel.report(job)
+            master.collect(1)
+            assert driver.outcome(job) is Outcome.SUCCEEDED
+        unlucky = run(driver, channel, max_crashes=1)
+        channel.report(unlucky, ReportKind.CRASHED, reason="n1/1")
+        master.collect(1)
+        assert (driver.state(unlucky), driver.header(unlucky).crashes) == (State.PENDING, 1)
 
     def test_retried_by_a_user_before_the_end_was_noted(self, driver, master, channel):
         (job,) = driver.submit()

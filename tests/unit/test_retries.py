@@ -21,19 +21,21 @@ from jobschedd.job import (
     State,
     decode_result,
 )
-from jobschedd.master.retries import Again, End, back_off, decide
+from jobschedd.master.retries import MOST_EXCUSED, Again, End, back_off, decide
 
 CANCEL = Flag.CANCEL_REQUESTED
 F, T, S, C, L = Outcome.FAILED, Outcome.TIMED_OUT, Outcome.SUCCEEDED, Outcome.CANCELLED, Outcome.LOST
 
 
-def after(outcome=Outcome.NONE, cause="", kind=ReportKind.RESULT, flags=Flag.NONE, tries=0, crashes=0, **spec):
+def after(
+    outcome=Outcome.NONE, cause="", kind=ReportKind.RESULT, flags=Flag.NONE, tries=0, crashes=0, excused=False, **spec
+):
     header = Header(state=State.RUNNING, flags=flags, tries=tries, crashes=crashes, attempt=1)
     report = Report(
         kind=kind, job="1", attempt=1, entry="1-1", incarnation="i", outcome=outcome, cause=cause, result=b"own",
         reason="n1/c1",
     )  # fmt: skip
-    return decide(header, Spec(command=("true",), **spec), report, 5.0, random.Random(1))
+    return decide(header, Spec(command=("true",), **spec), report, 5.0, random.Random(1), excused)
 
 
 def is_again(decision, tries, crashes=0):
@@ -108,6 +110,13 @@ class TestCrashes:
         assert isinstance(decision, End) and decision.outcome is F
         result = decode_result(decision.result)
         assert (result.cause, result.node, result.channel, result.ended) == (Cause.POISON, "n1", "c1", 5.0)
+
+    @pytest.mark.parametrize("most", [1, 2, 3])
+    def test_excused_while_channels_die_without_any_jobs_doing(self, most):
+        last = most + MOST_EXCUSED - 1
+        assert self.crash(crashes=last - 1, max_crashes=most, excused=True) == Again(0.0, 0, last)
+        decision = self.crash(crashes=last, max_crashes=most, excused=True)
+        assert isinstance(decision, End) and decode_result(decision.result).cause == Cause.POISON
 
     def test_at_most_one_start_means_lost(self):
         decision = self.crash(retry_on_loss=False)

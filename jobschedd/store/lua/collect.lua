@@ -6,7 +6,7 @@
 -- KEYS: leader scheduled
 -- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d where
 --       'start':  -                       'return': keep (ms) should a user have cancelled it
---       'done':   outcome, result, keep (ms), -
+--       'done':   outcome, result, keep (ms), crashes where their number has changed
 --       'retry':  delay (ms), tries, crashes, keep (ms) should a user have cancelled it
 -- returns: per report {verdict, record before}: 1 accepted, 2 duplicate, 3 stale, 4 unknown job.
 --          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history; also with
@@ -38,7 +38,11 @@ local function apply(verb, id, rec, r, at)
     end
     return {ACCEPTED}
   elseif verb == 'done' then
-    finish(id, rec, r, tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 6]), now)
+    local whole = rec
+    if ARGV[at + 7] ~= '' then
+      whole = string.sub(rec, 1, 3) .. struct.pack('B', math.min(tonumber(ARGV[at + 7]), 255)) .. string.sub(rec, 5)
+    end
+    finish(id, whole, r, tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 6]), now)
     return {ACCEPTED, rec}
   elseif verb == 'retry' then
     if has(r.flags, CANCEL_REQUESTED) then
