@@ -277,6 +277,7 @@ class Channel:
             self._loop.watch(pipe.fileno(), partial(self._guarded, pipe.read))
         self._outgoing = self._spool.unacknowledged() + [news for news in self._outgoing if not news[0]]
         store.read_orders(self._received)
+        self._live.resume()
         failpoint("channel.connect.after")
         log.info("channel connected", channel=self.settings.full_name, incarnation=self.incarnation)
 

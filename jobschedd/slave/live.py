@@ -61,6 +61,12 @@ class LiveOutput:
             else:
                 self._begin(job, followed)
 
+    def resume(self) -> None:
+        """Connected anew: say again what is held. What was written meanwhile reached nobody; viewers go by offsets."""
+        for job, followed in self._followed.items():
+            followed.listening = False
+            self._begin(job, followed)
+
     def ended(self, order: Order) -> None:
         """The last word about a job's output, if it was followed."""
         followed = self._followed.pop(order.job, None)

@@ -81,6 +81,26 @@ def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def test_a_follower_misses_nothing_of_what_was_written_while_redis_was_away(cluster, redis_server):
+    """A restart that may even forget the end of the live output: the channel says again what it holds."""
+    cluster.start("master")
+    cluster.start("slave", channels=1)
+    with cluster.client() as client:
+        job = client.submit(["sh", "-c", "for i in $(seq 24); do echo $i; sleep 0.1; done"])
+        seen: list[str] = []
+        away = False
+        for piece in client.follower(job.id).pieces():
+            if piece is not None:
+                assert not piece.missing
+                seen += piece.data.decode().split()
+            if len(seen) >= 3 and not away:
+                away = True
+                redis_server.kill()
+                _pass(0.7)
+                redis_server.start()
+        assert seen == [str(number) for number in range(1, 25)]
+
+
 def test_a_stalled_redis_requeues_nobody(cluster, ledger, redis_server):
     """All leases end at once, and nobody had a chance to renew: what runs goes on, once."""
     cluster.start("master")
