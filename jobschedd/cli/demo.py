@@ -62,8 +62,8 @@ def _demo(count: int, channels: int) -> int:
             progress = _Progress(client, count)
             _submit(client, count, progress)
             _watch(client, progress)
-            _print_summary(progress)
-            return 0 if progress.succeeded == count else 1
+        _print_summary(progress)
+        return 0 if progress.succeeded == count else 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -266,7 +266,8 @@ def _picture(progress: _Progress) -> Any:
     for header in ("CHANNEL", "STATE", "NOW", "DONE"):
         table.add_column(header, no_wrap=True)
     for channel in _channels(progress.client):
-        now = Text(f"{channel.entries} jobs", style="cyan") if channel.entries else Text("idle", style="dim")
+        jobs = "1 job" if channel.entries == 1 else f"{channel.entries} jobs"
+        now = Text(jobs, style="cyan") if channel.entries else Text("idle", style="dim")
         table.add_row(channel.name, channel.state, now, str(progress.by_channel[channel.name]))
     bar = ProgressBar(total=progress.total, completed=progress.ended, width=50)
     failed = progress.ended - progress.succeeded
@@ -290,7 +291,7 @@ def _print_summary(progress: _Progress) -> None:
     rate = progress.ended / max(progress.elapsed, 1e-9)
     percentiles = ", ".join(f"p{at} {format_duration(_percentile(times, at))}" for at in (50, 95, 99))
     rows = (
-        ("jobs", f"{progress.ended}: {progress.succeeded} ok, {failed} failed"),
+        ("jobs", f"{progress.succeeded} of {progress.total} ok, {failed} failed"),
         ("time", f"{format_duration(progress.elapsed)}, {rate:.0f} jobs/s"),
         ("latency", f"{percentiles} from submit to result (the queue's wait included)"),
         ("channels", ", ".join(f"{name}: {count}" for name, count in sorted(progress.by_channel.items()))),

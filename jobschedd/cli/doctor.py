@@ -13,8 +13,10 @@ import click
 from jobschedd.cli.context import connect, connection_options, json_option, print_json
 from jobschedd.cli.render import safe
 from jobschedd.durations import format_duration
+from jobschedd.errors import StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
+    from jobschedd.config import RedisConfig
     from jobschedd.store.inspect import Inspect
     from jobschedd.store.views import ChannelView
 
@@ -45,8 +47,12 @@ def doctor_command(as_json: bool) -> None:
     Exit code: 0, or 1 where there is an error (warnings stop nobody); 69 where Redis cannot be asked at all.
     """
     client = connect()
-    # Not client.inspect: a server that a submit would refuse is what this command is for.
-    findings = list(examine(client.session.inspect))
+    code = 0
+    try:
+        # Not client.inspect: a server that a submit would refuse is what this command is for.
+        findings = list(examine(client.session.inspect))
+    except (StoreUnavailable, StoreRefused) as error:
+        findings, code = [_beyond_reach(error, client.session.config)], error.exit_code
     sick = any(finding.level == "error" for finding in findings)
     if as_json:
         print_json({"ok": not sick, "findings": [asdict(finding) for finding in findings]})
@@ -56,7 +62,7 @@ def doctor_command(as_json: bool) -> None:
             click.echo(f"{mark}{finding.check}: {safe(finding.message)}")
             if finding.mend:
                 click.echo(f"        -> {safe(finding.mend)}")
-    sys.exit(1 if sick else 0)
+    sys.exit(code or (1 if sick else 0))
 
 
 def examine(inspect: Inspect) -> Iterator[Finding]:
@@ -78,6 +84,26 @@ def examine(inspect: Inspect) -> Iterator[Finding]:
     yield from _channels(channels)
     yield from _unserved(inspect, channels)
     yield from _queues(inspect)
+
+
+def _beyond_reach(error: StoreUnavailable | StoreRefused, config: RedisConfig) -> Finding:
+    where = f"the server at {config.url}"
+    text = str(error)
+    if isinstance(error, StoreUnavailable):
+        mend = f"start {where}, or correct redis.url; if it runs: is it listening there, is a firewall between?"
+        if config.url.startswith("unix:"):
+            mend = f"start {where}, or correct redis.url; an embedded server (url: embedded) is started by jobschedd"
+        if "cannot serve us now" in text:
+            mend = f"look at the log of {where}: it answers, but does no work for us"
+    elif "does not speak" in text:
+        mend = "something else listens there: correct redis.url (rediss:// where the port is for TLS)"
+    elif "no permission" in text.lower() or "NOPERM" in text:
+        mend = "give this user the rights it lacks (ACL SETUSER), or use another user"
+    elif "refused us" in text:
+        mend = f"check redis.username and redis.password_file, or the login in the URL, against {where}"
+    else:
+        mend = f"look at {where}, and at its log"
+    return Finding("redis", "error", text, mend)
 
 
 def _reach(took: float) -> Finding:
@@ -196,7 +222,8 @@ def _channels(channels: list[ChannelView]) -> Iterator[Finding]:
         elif channel.state == "down" and channel.node in living:
             mend = f"removed on purpose? else look at the log of {channel.node}: journalctl -u jobschedd"
             yield Finding("channels", "warning", f"{channel.name} is down while its node is up", mend)
-    down = sorted({channel.node for channel in channels if channel.state == "down"} - living)
+    # A pubsub subscriber that is none of ours has no node.
+    down = sorted({channel.node for channel in channels if channel.state == "down" and channel.node} - living)
     if down:
         mend = "start jobschedd there, if they are meant to be up"
         yield Finding("channels", "warning", f"nodes that are down: {_some(down)}", mend)
@@ -211,15 +238,19 @@ def _channels(channels: list[ChannelView]) -> Iterator[Finding]:
 
 
 def _unserved(inspect: Inspect, channels: list[ChannelView]) -> Iterator[Finding]:
-    waiting: dict[str, int] = {}
+    from jobschedd.cli.submit import could_run
+    from jobschedd.job import Target
+
+    waiting: dict[Target, int] = {}
     for (target, _), count in inspect.pending_by_class().items():
         states = {one.state for one in channels if target.admits(one.node, one.channel, frozenset(one.labels))}
         if "up" not in states:
-            waiting[target.key()] = waiting.get(target.key(), 0) + count
-    for target_key, count in sorted(waiting.items()):
-        place = "any channel" if target_key == "/" else target_key
+            waiting[target] = waiting.get(target, 0) + count
+    for target, count in sorted(waiting.items(), key=lambda item: item[0].key()):
+        place = "any channel" if target == Target() else f"a channel that {could_run(target)}"
+        jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
         mend = "start or resume such a channel, or cancel the jobs: jobsched list --state pending"
-        yield Finding("pending", "error", f"{count} jobs wait for {place}, and no such channel is up", mend)
+        yield Finding("pending", "error", f"{jobs} for {place}, and none such is up", mend)
     if not waiting:
         yield Finding("pending", "ok", "every waiting job has a channel that is up")
 

@@ -106,7 +106,10 @@ def _scheduled(inspect: Inspect, view: JobView) -> Iterator[str]:
     due = full_moment(view.header.since / 1000)
     if view.header.attempt:
         yield f"Attempt {view.header.attempt} failed; it is tried again at {due}."
-        yield f"{view.header.tries} of {view.spec.retries} retries are used."
+        if view.result.cause == "no_receiver":
+            yield f"Why: {view.result.error}. This uses up no retries."
+        else:
+            yield f"{view.header.tries} of {view.spec.retries} retries are used."
     else:
         yield f"It is due at {due}."
 

@@ -72,6 +72,8 @@ def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, 
     """
     durable = durable_from(options)
     item = item_from(options) | {"function": function}
+    if arguments[:1] == ("--",):  # no JSON, and a habit of those who write options before it
+        arguments = arguments[1:]
     item["args"] = [_json(f"argument {number}", text) for number, text in enumerate(arguments, 1)]
     if kwargs is not None:
         item["kwargs"] = _json("--kwargs", kwargs)

@@ -64,7 +64,7 @@ def test_it_runs_jobs_and_sums_up(stage: Stage):
     output, _ = demo.communicate(timeout=60)
 
     assert demo.returncode == 0, output
-    assert "jobs      21: 21 ok, 0 failed" in output
+    assert "jobs      21 of 21 ok, 0 failed" in output
     assert re.search(r"latency   p50 \S+, p95 \S+, p99 \S+ from submit to result", output)
     assert re.search(r"channels  demo/1: \d+, demo/2: \d+", output)
     assert output.split("\n\n")[-1].count("jobsched") >= 3, "three commands to try next"
@@ -112,7 +112,7 @@ def test_it_shows_itself_on_a_terminal(stage: Stage):
     demo.expect("CHANNEL.*STATE.*NOW.*DONE")
     demo.expect("demo/3")
     demo.expect("of 30 done")
-    demo.expect("30 ok, 0 failed")
+    demo.expect("30 of 30 ok, 0 failed")
     demo.expect(pexpect.EOF)
     demo.close()
     assert demo.exitstatus == 0

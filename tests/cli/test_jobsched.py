@@ -203,12 +203,13 @@ def test_a_channel_that_nobody_ever_served_is_warned_of(fleet: Cluster):
     assert "No channel that could run it has ever been seen" in jobsched(fleet, "explain", job).stdout
     sick = jobsched(fleet, "doctor")
     assert sick.returncode == 1
-    assert "1 jobs wait for web-07/gpu+big, and no such channel is up" in sick.stdout
+    assert "1 job waits for a channel that is web-07/gpu and has the label big, and none such is up" in sick.stdout
     jobsched(fleet, "cancel", job)
     assert jobsched(fleet, "doctor").returncode == 0
 
 
 def test_call(fleet: Cluster):
+    assert jobsched(fleet, "call", "--wait", "math:fabs", "--", "-1").stdout.endswith("\n1.0\n")
     done = jobsched(fleet, "call", "--wait", "--kwargs", '{"sep": "-"}', "builtins:print", '"a"', "1")
     assert done.returncode == 0, done.stderr
     job, value = done.stdout.splitlines()
@@ -547,7 +548,7 @@ def test_a_healthy_fleet(fleet: Cluster):
 
 # -- when things are not as they should be --------------------------------------------------------------------
 
-COMMANDS = [["submit", "--", "true"], ["list"], ["show", "1"], ["cancel", "1"], ["nodes"], ["doctor"], ["top"]]
+COMMANDS = [["submit", "--", "true"], ["list"], ["show", "1"], ["cancel", "1"], ["nodes"], ["top"]]
 
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -569,6 +570,19 @@ def test_without_redis_it_is_one_line_and_69(tmp_path: Path, here: Callable[...,
     assert re.fullmatch(r"jobsched: Redis cannot be reached: .*\n", done.stderr)
 
 
+def test_without_redis_the_doctor_says_what_to_do(tmp_path: Path, here: Callable[..., Done]):
+    url = f"unix://{tmp_path}/none.sock"
+    done = here(url, "doctor")
+    assert done.returncode == 69
+    assert re.fullmatch(r"error   redis: Redis cannot be reached: .*\n        -> start the server .*\n", done.stdout)
+
+    done = here(url, "doctor", "--json")
+    assert done.returncode == 69
+    document = json.loads(done.stdout)
+    assert not document["ok"]
+    assert document["findings"][0]["mend"]
+
+
 @pytest.mark.parametrize("command", [["run", "--", "true"], ["wait", "1"]], ids=lambda command: command[0])
 def test_without_redis_run_and_wait_end_with_125(tmp_path: Path, here: Callable[..., Done], command: list[str]):
     done = here(f"unix://{tmp_path}/none.sock", *command)
@@ -587,6 +601,10 @@ def test_a_password_is_needed_or_wrong(start_redis):
         assert (done.returncode, done.stdout) == (69, "")
         assert re.fullmatch(r"jobsched: Redis refused us: .*\n", done.stderr)
         assert "wrong@" not in done.stderr
+        done = run(url, "doctor")
+        assert done.returncode == 69
+        assert "-> check redis.username and redis.password_file" in done.stdout
+        assert "wrong@" not in done.stdout
     assert run(server.tcp_url.replace("redis://", "redis://:right@"), "submit", "--", "true").stdout == "1\n"
 
 
@@ -597,9 +615,12 @@ def test_what_is_not_redis(tmp_path: Path):
     server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     done = run(f"redis://127.0.0.1:{server.server_port}", "submit", "--", "true")
+    doctor = run(f"redis://127.0.0.1:{server.server_port}", "doctor")
     server.shutdown()
     server.server_close()
 
+    assert doctor.returncode == 69
+    assert "-> something else listens there: correct redis.url" in doctor.stdout
     assert (done.returncode, done.stdout) == (69, "")
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
