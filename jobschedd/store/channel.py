@@ -189,7 +189,8 @@ class ChannelStore:
         """``report`` for a dead predecessor, at once. Per report whether its entry was still there."""
         if not reports:
             return []
-        named, arguments = self._report_arguments(incarnation, "", reports)
+        # Its window closes in the same step: what becomes pending again must not be sent to the dead.
+        named, arguments = self._report_arguments(incarnation, 0, reports)
         return [answer == 1 for answer in self._function(REPORT, named, *arguments)]
 
     def entries_of(self, incarnation: str, ids: Sequence[str]) -> list[OrderEntry]:
