@@ -23,11 +23,12 @@ def settle_predecessors(home: Home, store: ChannelStore, channel: str, clock: Cl
     """Speak for every dead incarnation of this channel, oldest first. Repeatable: each entry is taken only once."""
     for predecessor in home.predecessors():
         kill_survivors(predecessor)
-        sent = store.report_of(predecessor.incarnation, predecessor.unsent)
+        # Its window closes in the same step: what becomes pending again must not be sent to the dead.
+        sent = store.report_of(predecessor.incarnation, predecessor.unsent, window=0)
         failpoint("channel.recovery.sent")
         look = _rebooted if predecessor.rebooted else _crashed
         crashed = look(predecessor, store, channel, clock)
-        store.report_of(predecessor.incarnation, crashed)
+        store.report_of(predecessor.incarnation, crashed, window=0)
         failpoint("channel.recovery.crashed")
         store.leave(predecessor.incarnation)
         failpoint("channel.recovery.left")

@@ -185,12 +185,13 @@ class ChannelStore:
         name = incarnation or self._incarnation
         self._function(LEAVE, (self._keys.lease(name), self._keys.bell, self._keys.channels), name)
 
-    def report_of(self, incarnation: str, reports: Sequence[tuple[str, bytes]]) -> list[bool]:
-        """``report`` for a dead predecessor, at once. Per report whether its entry was still there."""
+    def report_of(
+        self, incarnation: str, reports: Sequence[tuple[str, bytes]], window: int | None = None
+    ) -> list[bool]:
+        """``report`` at once, for a dead predecessor too. Per report whether its entry was still there."""
         if not reports:
             return []
-        # Its window closes in the same step: what becomes pending again must not be sent to the dead.
-        named, arguments = self._report_arguments(incarnation, 0, reports)
+        named, arguments = self._report_arguments(incarnation, "" if window is None else window, reports)
         return [answer == 1 for answer in self._function(REPORT, named, *arguments)]
 
     def entries_of(self, incarnation: str, ids: Sequence[str]) -> list[OrderEntry]:

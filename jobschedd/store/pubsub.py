@@ -199,7 +199,9 @@ class PubSubChannel(ChannelStore):
         if not self._inlet.closed:
             self._subscription.subscribe(PATIENCE)
 
-    def report_of(self, incarnation: str, reports: Sequence[tuple[str, bytes]]) -> list[bool]:
+    def report_of(
+        self, incarnation: str, reports: Sequence[tuple[str, bytes]], window: int | None = None
+    ) -> list[bool]:
         taken = super().report_of(incarnation, reports)
         for (entry, packed), done in zip(reports, taken, strict=True):
             if not done:
