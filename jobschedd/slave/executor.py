@@ -224,7 +224,10 @@ class Executor:
 
     def _slot_for(self, order: Order) -> int | None:
         if order.spec.function is None:
-            return next((slot for slot in self._slots if self._is_free(slot)), None)
+            for slot in self._slots:
+                if self._is_free(slot):
+                    return slot
+            return None
         open_slots = [slot for slot in self._slots if slot not in self._commands and self._in_flight(slot) < self.depth]
         return min(open_slots, key=lambda slot: (self._in_flight(slot), slot not in self._runners), default=None)
 

@@ -61,7 +61,7 @@ def test_with_nobody_subscribed_the_failed_dispatch_is_recorded_and_sent_again(c
         seen = show(cluster, job.id)
         assert f"({seen['attempt']} times so far)" in seen["error"]
         listener = foreigner.subscribe("CHANNEL_DISPATCH_1")
-        wait_until(lambda: listener.heard, 10, cluster.logs())
+        wait_until(lambda: listener.heard, 30, cluster.logs())  # pauses between repeats double
         assert show(cluster, job.id)["cause"] is None
         foreigner.publish("CHANNEL_RESULT", job.id)
         wait_until(lambda: job.refresh().outcome == "succeeded", 5, cluster.logs())
