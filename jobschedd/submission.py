@@ -55,7 +55,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         if node and node != owner:
             raise InvalidJob("channel", f"names node {owner!r}, but node says {node!r}")
         values["node"], values["channel"] = node, channel = owner, channel
-    follow = values.pop("follow", False)
+    follow, hold = values.pop("follow", False), values.pop("hold", False)
     spec = Spec(**values)
     _check_what(spec)
     packed = encode(spec)
@@ -63,6 +63,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
     flags = Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS
     flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
+    flags |= Flag.HELD if hold else Flag.NONE
     return Submission(
         spec=packed,
         target=Target(channel=channel, node=node, labels=tuple(sorted(spec.labels))),
@@ -305,5 +306,6 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "submitter": lambda field, value: _text(field, value, 200),
     "key": lambda field, value: _text(field, value, 200),
     "follow": _boolean,
+    "hold": _boolean,
 }
 _TIMES = ("delay", "at", "expires")

@@ -38,6 +38,7 @@ _OPTIONS = (
         "--max-crashes", type=int, metavar="N", help="Give up after it took its channel down so often. [default: 2]"
     ),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
+    click.option("--hold", is_flag=True, help="Keep it from being dispatched until 'jobsched release ID'."),
     click.option("--env", metavar="K=V", multiple=True, help="Set a variable (K alone: as it is here); repeatable."),
     click.option("--cwd", metavar="DIR", help="Working directory on the node. [default: the node's workdir]"),
     click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),

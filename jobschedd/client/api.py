@@ -11,11 +11,12 @@ from jobschedd.client.follow import Follower, Output
 from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
+from jobschedd.client.why import Explanation, explain
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
-from jobschedd.job import Outcome, State, Submission
+from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
 from jobschedd.store.inspect import Inspect
-from jobschedd.store.moves import CancelAnswer, RetryAnswer
+from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
 from jobschedd.submission import submission
 
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     submitter: str
     key: str  # idempotency key: the same key gives the same job
     follow: bool  # live output from the start
+    hold: bool  # not dispatched before it is released
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -63,6 +65,13 @@ class Cancelled(NamedTuple):
     id: str
     answer: str
     outcome: str | None  # of a job that had ended before
+
+
+class Changed(NamedTuple):
+    """What became of a wish: ``done``, ``not_waiting`` (a channel has it; not held), ``ended`` or ``unknown``."""
+
+    id: str
+    answer: str
 
 
 class Client:
@@ -221,6 +230,11 @@ class Client:
             raise no_such_job(job_id)
         return view
 
+    def explain(self, job: AnyJob) -> Explanation:
+        """Why a job is where it is: a stable ``reason`` code and one ``sentence``. Raises UsageError for no id."""
+        job_id = checked_id(job)
+        return self.session.patiently(lambda: explain(self.inspect, job_id, self.session.inspect.job(job_id)))
+
     def jobs(self, *statuses: str, limit: int = 0, name: str = "") -> Iterator[Job]:
         """Jobs in any of these states or with any of these outcomes (none given: all), newest first.
 
@@ -241,6 +255,69 @@ class Client:
             )
             answers += [_cancelled(job_id, *reply) for job_id, reply in zip(part, replies, strict=True)]
         return answers
+
+    def matching(
+        self,
+        *statuses: str,
+        name: str = "",
+        node: str = "",
+        channel: str = "",
+        group: str = "",
+        labels: Sequence[str] = (),
+    ) -> Iterator[list[tuple[str, int]]]:
+        """Jobs in any of these states or with any of these outcomes that match everything given, as the server finds
+        them: chunks of (id, milliseconds since the epoch at which its state began). They may be changed meanwhile.
+
+        ``name``: a shell-style pattern. ``node``, ``channel`` match where a job asked for them, and where it is or was.
+        Raises UsageError for an unknown word.
+        """
+        states, outcomes = statuses_of(statuses)
+        if not statuses:
+            states = set(State)
+        return self.inspect.matching(
+            states, outcomes, name=name, node=node, channel=channel, group=group, labels=labels
+        )
+
+    def hold(self, jobs: AnyJob | Iterable[AnyJob], reason: str = "", by: str = "") -> list[Changed]:
+        """Keep jobs that wait from being dispatched, until they are released. They may expire, or be cancelled."""
+        return self._change(jobs, lambda ids: self.session.moves.hold(ids, reason, by))
+
+    def release(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Changed]:
+        """Let held jobs go on."""
+        return self._change(jobs, lambda ids: self.session.moves.release(ids))
+
+    def prioritise(self, jobs: AnyJob | Iterable[AnyJob], priority: int) -> list[Changed]:
+        """Give jobs that wait another priority, -100 to 100. Raises UsageError."""
+        if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+            raise UsageError(
+                f"{priority} is no priority: it is a number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}"
+            )
+        return self._change(jobs, lambda ids: self.session.moves.prioritise(ids, priority))
+
+    def _change(self, jobs: AnyJob | Iterable[AnyJob], move: Callable[[list[str]], list[HoldAnswer]]) -> list[Changed]:
+        some = [jobs] if isinstance(jobs, str | int | Job) else jobs
+        ids = [checked_id(job) for job in some]
+        changed: list[Changed] = []
+        for start in range(0, len(ids), CHUNK):
+            part = ids[start : start + CHUNK]
+            answers = self.session.patiently(lambda part=part: move(part))  # type: ignore[misc]
+            changed += [Changed(job_id, answer.name.lower()) for job_id, answer in zip(part, answers, strict=True)]
+        return changed
+
+    def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
+        """Run ended jobs once more, as ``retry``: (id, when it ended in ms), as ``matching`` gives them.
+
+        The ids of those that are pending now; the others had not ended, or ended anew since.
+        """
+        again: list[str] = []
+        for start in range(0, len(ends), CHUNK):
+            part = ends[start : start + CHUNK]
+            ids, times = [job_id for job_id, _ in part], [ended for _, ended in part]
+            answers = self.session.patiently(
+                lambda ids=ids, times=times: self.session.moves.retry(ids, times)  # type: ignore[misc]
+            )
+            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == RetryAnswer.PENDING]
+        return again
 
     def retry(self, job: AnyJob) -> Job:
         """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""

@@ -27,6 +27,7 @@ pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone else
 scheduled         zset    id by due time                                                while not empty
 expiring          zset    id by expiry time                                             while not empty
 cancelling        set     ids with an open request to cancel                            while not empty
+held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
 bell              list    what changed, for the dispatcher to block on                  until read
 channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
 owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
@@ -75,6 +76,7 @@ class Keys:
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"
         self.cancelling = self.base + "cancelling"
+        self.held = self.base + "held"
         self.bell = self.base + "bell"
         self.channels = self.base + "channels"
         self.owners = self.base + "owners"

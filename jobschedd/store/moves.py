@@ -42,6 +42,15 @@ class CancelAnswer(IntEnum):
     UNKNOWN = 4
 
 
+class HoldAnswer(IntEnum):
+    """What became of a wish to hold, release or re-prioritise a job."""
+
+    DONE = 1
+    NOT_WAITING = 2  # a channel has it; of a release: it was not held
+    ENDED = 3
+    UNKNOWN = 4
+
+
 class RetryAnswer(IntEnum):
     """What became of a user's retry."""
 
@@ -153,6 +162,18 @@ class Moves:
         times: Sequence[int | str] = ended_ms or [""] * len(ids)
         arguments = [part for pair in zip(ids, times, strict=True) for part in pair]
         return [RetryAnswer(answer) for answer in self._call("retry", *arguments)]
+
+    def hold(self, ids: Sequence[str], reason: str, by: str) -> list[HoldAnswer]:
+        """Keep jobs that wait from being dispatched, until they are released. Safe to repeat."""
+        return [HoldAnswer(answer) for answer in self._call("hold", reason, by, *ids)]
+
+    def release(self, ids: Sequence[str]) -> list[HoldAnswer]:
+        """Let held jobs go on: one whose turn came meanwhile is the next."""
+        return [HoldAnswer(answer) for answer in self._call("release", *ids)]
+
+    def prioritise(self, ids: Sequence[str], priority: int) -> list[HoldAnswer]:
+        """Give jobs that wait another priority, at the end of that line. Safe to repeat."""
+        return [HoldAnswer(answer) for answer in self._call("prioritise", priority, *ids)]
 
     def follow(self, job_id: str) -> State | None:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""

@@ -80,8 +80,10 @@ class JobView:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"unreadable return value: {error}") from error
 
-    def json(self, place: tuple[str, str] | None = None, output: bool = False) -> dict[str, Any]:
-        """As in docs/json.md. ``place``: node and channel that have it now; ``output``: with what it printed."""
+    def json(self, place: tuple[str, str] | None = None, output: bool = False, reason: str = "") -> dict[str, Any]:
+        """As in docs/json.md. ``place``: node and channel that have it now; ``output``: with what it printed;
+        ``reason``: the code of what it waits for.
+        """
         header, spec, result = self.header, self.spec, self.result
         node, channel = place or (result.node, result.channel)
         scheduled = header.state == State.SCHEDULED
@@ -91,6 +93,7 @@ class JobView:
             "state": header.state.word,
             "outcome": self.outcome.word if self.ended else None,
             "cause": result.cause or None,
+            "reason": reason or None,
             "exit_code": result.exit_code,
             "signal": result.signal,
             "error": result.error or None,
@@ -267,6 +270,7 @@ class Counts:
     uncollected: int  # reports on their way
     cancelling: int
     dead_letters: int
+    held: int = 0  # by users; those whose turn has come are not among the pending
 
     def json(self) -> dict[str, int]:
         """As in docs/json.md."""

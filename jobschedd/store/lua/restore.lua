@@ -51,6 +51,7 @@ local function restore(at)
   call('HSETNX', KEY.channels, incarnation, ARGV[at + 2])
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
+    drop_hold(id, r)
     local before = to_hex(r.incarnation)
     if (r.state == DISPATCHED or r.state == RUNNING) and before ~= incarnation then
       call('XDEL', BASE .. 'dispatch:' .. before, entry_of(r))

@@ -1,6 +1,6 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id classes scheduled expiring loss
+-- KEYS: operation next_id classes scheduled expiring loss held
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
@@ -53,6 +53,7 @@ for _ = 1, tonumber(ARGV[4]) do
         .. string.char(state) .. string.sub(rec, 26, 32) .. since .. string.sub(rec, 39))
       ids[i] = id
       if state == SCHEDULED then call('ZADD', KEY.scheduled, due, id) end
+      if string.byte(rec, 27) >= HELD then call('HSET', KEY.held, id, cjson.encode({since = now / 1000})) end
       if expires > 0 then call('ZADD', KEY.expiring, expires, id) end
     end
     if state == PENDING then make_pending(class, priority, ids, false) end
