@@ -34,6 +34,7 @@ COMMANDS = {
     "nodes": "fleet",
     "channels": "fleet",
     "drain": "fleet",
+    "pause": "fleet",
     "resume": "fleet",
     "top": "top",
     "doctor": "doctor",

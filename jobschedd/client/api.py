@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -22,6 +23,8 @@ from jobschedd.submission import submission
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
+#: Seconds between two looks at whether a drained channel is empty.
+_LOOK_AGAIN = 0.2
 #: Milliseconds that the record of a cancelled job is kept.
 KEEP_CANCELLED = 7 * 86_400_000
 
@@ -342,12 +345,48 @@ class Client:
         """Every node that is or was."""
         return self.session.patiently(self.inspect.nodes)
 
-    def drain(self, name: str, reason: str = "", by: str = "") -> None:
-        """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed."""
-        self.session.patiently(lambda: self.session.moves.drain(name, reason, by))
+    def drain(
+        self, name: str, reason: str = "", by: str = "", deadline: float | str | None = None, then: str = "wait"
+    ) -> None:
+        """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed. What runs there goes on.
+
+        ``deadline``: for so long (seconds, or text like ``5m``); then, by ``then``: it goes on all the same (``wait``),
+        it is interrupted, charged nothing, and runs elsewhere (``requeue``), or it is cancelled (``kill``).
+        Raises UsageError.
+        """
+        if then not in ("wait", "requeue", "kill"):
+            raise UsageError(f"{then!r} is none of wait, requeue, kill")
+        within = _seconds("deadline", deadline)
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by, within, then))
+
+    def pause(self, name: str, reason: str = "", by: str = "") -> None:
+        """The same for a while: nothing new, until it is resumed, and nobody waits for it to become empty."""
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by, pause=True))
+
+    def drained(self, name: str, timeout: float | None = None) -> bool:
+        """Wait until nothing is left on a drained node or channel; False when it is not after ``timeout`` seconds.
+
+        Raises UsageError where it is not drained, or is resumed meanwhile.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.session.patiently(lambda: self._is_empty(name)):
+            if until is not None and time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_AGAIN)
+        return True
+
+    def _is_empty(self, name: str) -> bool:
+        drain = self.inspect.drains().get(name)
+        if drain is None:
+            raise UsageError(f"{name} is not drained")
+        # Before a leader has heard of it, it may send one more.
+        heard = bool(drain.get("heard")) or self.inspect.leader() is None
+        return heard and not any(
+            view.entries for view in self.inspect.channels() if name in (view.node, view.channel, view.name)
+        )
 
     def resume(self, name: str) -> bool:
-        """Take a drain back; whether there was one."""
+        """Take a drain or a pause back; whether there was one."""
         return self.session.patiently(lambda: self.session.moves.resume(name))
 
     @property
@@ -371,6 +410,13 @@ def durable_wish(durable: bool | int, within: float | str) -> Durable | None:
     if not durable:
         return None
     return Durable(0 if durable is True else durable, max(0.001, min(seconds, 86_400.0)))
+
+
+def _seconds(field: str, value: float | str | None) -> float | None:
+    try:
+        return parse_duration(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"{field}: {error}") from None
 
 
 def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:

@@ -180,19 +180,30 @@ def drained(facts: Facts) -> Reason | None:
     """Whoever could run it takes nothing new."""
     if facts.up:
         return None
-    return Reason("drained", lambda: _drained(facts))
+    present = [channel for channel in facts.candidates if channel.state in ("draining", "drained", "paused")]
+    code = "paused" if all(channel.state == "paused" for channel in present) else "drained"
+    return Reason(code, lambda: _drained(facts, present))
 
 
-def _drained(facts: Facts) -> str:
-    present = [channel for channel in facts.candidates if channel.state in ("draining", "drained")]
-    names = sorted({name for channel in present for name in _drains_of(channel, facts.fleet.drains)})
-    said = [f"{name} is drained{_remark(facts.fleet.drains[name])}" for name in names]
+def _drained(facts: Facts, present: list[ChannelView]) -> str:
+    drains = facts.fleet.drains
+    names = sorted({name for channel in present for name in _drains_of(channel, drains)})
+    said = [f"{name} is {_how_drained(drains[name], facts)}{_remark(drains[name])}" for name in names]
     resume = f"'jobsched resume {names[0]}'" if names else "'jobsched resume'"
     return f"It waits: {listed(said)}; {resume} lets it go on."
 
 
 def _drains_of(channel: ChannelView, drains: dict[str, dict[str, Any]]) -> list[str]:
     return [name for name in (channel.node, channel.channel, channel.name) if name in drains]
+
+
+def _how_drained(drain: dict[str, Any], facts: Facts) -> str:
+    if drain.get("pause"):
+        return "paused"
+    if not drain.get("deadline"):
+        return "drained"
+    then = {"requeue": "then its jobs run elsewhere", "kill": "then its jobs are cancelled"}.get(drain.get("then", ""))
+    return f"drained until {moment(round(drain['deadline'] * 1000), facts)}" + (f", {then}," if then else "")
 
 
 def _remark(said_by_user: dict[str, Any]) -> str:

@@ -360,7 +360,7 @@ class Inspect:
         return by_node(self.channels())
 
     def drains(self) -> dict[str, dict[str, Any]]:
-        """What is drained: node, channel or node/channel -> reason, since, by."""
+        """What is drained: node, channel or node/channel -> reason, since, by; deadline, then, pause, heard."""
         with translated():
             found = self.client.hgetall(self.keys.drains)
         return {_text(name): _description(data) or {} for name, data in found.items()}
@@ -520,10 +520,12 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def _drain(node: str, channel: str, drains: dict[str, dict[str, Any]]) -> str | None:
-    for name in (f"{node}/{channel}", node, channel):
-        if name in drains:
-            return str(drains[name].get("reason") or "")
-    return None
+    found = _drains_of(node, channel, drains)
+    return str(found[0].get("reason") or "") if found else None
+
+
+def _drains_of(node: str, channel: str, drains: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [drains[name] for name in (f"{node}/{channel}", node, channel) if name in drains]
 
 
 def _channel(
@@ -540,7 +542,8 @@ def _channel(
     elif reason is None:
         state = "up"
     else:
-        state = "draining" if entries else "drained"
+        paused = all(drain.get("pause") for drain in _drains_of(node, channel, drains))
+        state = "paused" if paused else "draining" if entries else "drained"
     return ChannelView(
         node=node,
         channel=channel,

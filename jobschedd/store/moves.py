@@ -7,7 +7,6 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -180,10 +179,22 @@ class Moves:
         state = self._call("follow", job_id)
         return State(state) if state else None
 
-    def drain(self, name: str, reason: str, by: str) -> None:
-        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed."""
-        said = {"reason": reason, "since": time.time(), "by": by}
+    def drain(
+        self, name: str, reason: str, by: str, within: float | None = None, then: str = "wait", pause: bool = False
+    ) -> None:
+        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed.
+
+        ``within`` seconds, what runs there may go on; ``then`` it may still (wait), or runs elsewhere (requeue), or is
+        cancelled (kill). ``pause``: it is not meant to become empty.
+        """
+        said: dict[str, Any] = {"reason": reason, "by": by}
         with translated():
+            seconds, micro = self.client.time()
+            said["since"] = now = seconds + micro / 1e6
+            if within is not None:
+                said |= {"deadline": now + within, "then": then}
+            if pause:
+                said["pause"] = True
             self.client.hset(self.keys.drains, name, json.dumps(said))
             self.client.rpush(self.keys.bell, "d")
 
@@ -257,6 +268,14 @@ class Moves:
         """(promoted, expired, seconds until the next is due): what is due becomes pending, or ends expired."""
         promoted, expired, soonest = self._call("promote", fence, keep_ms, most)
         return promoted, expired, None if soonest < 0 else soonest / 1000
+
+    def hear_drains(self, fence: str, names: Sequence[str]) -> int:
+        """Note that the leader knows of these drains, for those who wait until nothing is left there."""
+        return int(self._call("heard", fence, *names))
+
+    def interrupt(self, fence: str, incarnation: str, deadline_ms: int, then: str, most: int) -> int:
+        """Ask for the end of what a drained channel has, if the deadline is over; how many were asked for."""
+        return int(self._call("interrupt", fence, incarnation, deadline_ms, then, most))
 
     def repeat_hints(self, fence: str, most: int) -> int:
         """Tell channels again of open requests to cancel; how many there are."""

@@ -175,7 +175,7 @@ class ChannelView:
 
     node: str
     channel: str
-    state: str  # up, draining, drained, lost (its lease is missing), down (gone)
+    state: str  # up, draining, drained, paused, lost (its lease is missing), down (gone)
     slots: int
     labels: tuple[str, ...]
     window: int  # entries that it takes at most, running ones included
@@ -209,7 +209,7 @@ class NodeView:
     """All channels of one node together."""
 
     node: str
-    state: str  # up, draining, drained, lost, down; degraded: some of its channels are up
+    state: str  # up, draining, drained, paused, lost, down; degraded: some of its channels are up
     channels: tuple[str, ...]
     channels_up: int
     slots: int
@@ -236,14 +236,14 @@ def by_node(channels: list[ChannelView]) -> list[NodeView]:
 
 
 def _node(name: str, channels: list[ChannelView]) -> NodeView:
-    present = [channel for channel in channels if channel.state in ("up", "draining", "drained")]
+    present = [channel for channel in channels if channel.state in ("up", "draining", "drained", "paused")]
     states = {channel.state for channel in channels}
     if states == {"up"}:
         state = "up"
     elif "up" in states:
         state = "degraded" if states & {"lost", "down"} else "up"
     else:
-        state = next(word for word in ("draining", "drained", "lost", "down") if word in states)
+        state = next(word for word in ("draining", "drained", "paused", "lost", "down") if word in states)
     return NodeView(
         node=name,
         state=state,

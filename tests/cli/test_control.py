@@ -90,6 +90,64 @@ def test_running_jobs_by_where_they_are(fleet: Cluster, client: Client):
     assert client.job(job).outcome == "cancelled"
 
 
+@pytest.fixture
+def drained_again(fleet: Cluster):
+    yield
+    for name in ("n1", "gpu", "n1/1"):
+        fleet.run("resume", name)
+
+
+class TestDrain:
+    def test_it_says_when_it_is_empty(self, fleet: Cluster, client: Client, drained_again):
+        job = client.submit(["sleep", "1"], channel="1")
+        wait_until(lambda: client.job(job).state == "running", 10, "it runs")
+        assert lines(fleet, "drain", "n1/1", "--wait") == []
+        assert client.job(job).outcome == "succeeded"
+        client.submit(["true"], channel="1")
+        assert lines(fleet, "drain", "n1/1", "--wait", "--deadline", "5s") == []
+
+    def test_it_says_when_it_is_not(self, fleet: Cluster, client: Client, drained_again):
+        job = client.submit(["sleep", "60"], channel="1")
+        wait_until(lambda: client.job(job).state == "running", 10, "it runs")
+        told = "jobsched: n1/1 is not empty: it has 1 job\n"
+        lines(fleet, "drain", "n1/1", "--wait", "--deadline", "0.3s", code=75, stderr=told)
+        assert client.job(job).state == "running"
+        explained = client.explain(client.submit(["true"], channel="1"))
+        assert explained.reason == "drained"
+        assert "n1/1 is drained until " in explained.sentence
+
+    def test_its_jobs_run_elsewhere(self, fleet: Cluster, client: Client, drained_again):
+        job = client.submit(["sh", "-c", "[ $JOBSCHED_ATTEMPT = 2 ] || sleep 60"])
+        wait_until(lambda: client.job(job).state == "running", 10, "it runs")
+        ((node, channel),) = client.inspect.places([client.job(job).view]).values()
+        assert lines(fleet, "drain", f"{node}/{channel}", "--wait", "--deadline", "0", "--then", "requeue") == []
+        client.wait([job], 15)
+        assert (client.job(job).outcome, client.job(job).attempt) == ("succeeded", 2)
+        assert client.job(job).view.header.tries == 0
+        assert client.job(job).channel != channel
+        fleet.run("resume", f"{node}/{channel}")
+
+    def test_its_jobs_are_cancelled(self, fleet: Cluster, client: Client, drained_again):
+        job = client.submit(["sleep", "60"], channel="1")
+        wait_until(lambda: client.job(job).state == "running", 10, "it runs")
+        assert lines(fleet, "drain", "n1/1", "--wait", "--deadline", "0", "--then", "kill") == []
+        assert client.job(job).outcome == "cancelled"
+
+    def test_pause(self, fleet: Cluster, client: Client, drained_again):
+        assert lines(fleet, "pause", "gpu", "--reason", "quiet please") == []
+        job = client.submit(["true"], channel="gpu")
+        told = client.explain(job)
+        assert (told.reason, told.sentence.split(", by")[0]) == ("paused", "It waits: gpu is paused (quiet please")
+        assert {one.state for one in client.channels()} == {"up", "paused"}
+        lines(fleet, "resume", "gpu")
+        client.wait([job], 15)
+
+    def test_usage(self, fleet: Cluster):
+        assert fleet.run("drain", "n1", "--then", "kill").returncode == 2
+        assert fleet.run("drain", "n1", "--deadline", "soon").returncode == 2
+        assert fleet.run("resume", "n1").returncode == 2
+
+
 def test_a_terminal_is_asked(fleet: Cluster, client: Client):
     client.submit_many([{"command": ["true"], "channel": "nowhere"}] * 3)
     environment = fleet.environment(JOBSCHED_REDIS_URL=fleet.redis_url, JOBSCHED_NAMESPACE=fleet.namespace)
