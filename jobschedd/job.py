@@ -174,6 +174,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin: bytes = b""
     submitter: str = ""
     key: str = ""  # idempotency key
+    key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
 
     @property
     def what(self) -> str:

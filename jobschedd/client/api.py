@@ -56,6 +56,7 @@ class Options(TypedDict, total=False):
     stdin: str | bytes
     submitter: str
     key: str  # idempotency key: the same key gives the same job
+    key_scope: str  # for how long: record (as long as it has one), running (until it ends), pending (until dispatched)
     follow: bool  # live output from the start
     hold: bool  # not dispatched before it is released
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
@@ -331,6 +332,8 @@ class Client:
         # Of this very end: when the answer to a first call was lost, the second changes nothing.
         ended = view.header.since
         (answer,) = self.session.patiently(lambda: self.session.moves.retry([job_id], [ended]))
+        if answer == RetryAnswer.KEY_TAKEN:
+            raise UsageError(f"job {job_id}: another job has its key {view.spec.key!r} now")
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
         return Job(self, job_id)

@@ -20,7 +20,7 @@ next-id           string  counter of job ids                                    
 next-client       string  counter of waiting clients                                    for ever
 job:<id>          string  a record: header, spec, result (see jobschedd/job.py)         until retention ends
 operation:<c>     string  last submit of client c and its answer, for a lost reply      1 hour
-once:<key>        string  id of the job submitted under this idempotency key            as its job
+once:<key>        string  id of the job submitted under this idempotency key            as its key_scope says
 classes           hash    class text -> number (see job.Target)                         for ever
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
 pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty

@@ -55,6 +55,7 @@ class RetryAnswer(IntEnum):
 
     PENDING = 1
     NOT_ENDED = 2  # or not with the end that was meant
+    KEY_TAKEN = 3  # it was to be the only one under its key, and another one is now
     UNKNOWN = 4
 
 

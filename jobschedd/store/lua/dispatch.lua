@@ -14,6 +14,7 @@ local function from_hex(text)
 end
 
 local function order(id, rec, r, stream, incarnation)
+  if has(r.flags, KEYED) then leave_key(id, rec, r) end
   r.attempt = r.attempt + 1
   local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
   if r.crashes > 0 then

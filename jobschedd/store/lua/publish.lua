@@ -52,6 +52,7 @@ local function publish(id, rec, r, channel, wire, incarnation, failed)
     end
   end
   write(id, rec, r, {outcome = 0, cause = '', channel = channel})
+  if has(r.flags, KEYED) then leave_key(id, rec, r) end
   call('ZADD', BASE .. 'sent:' .. channel, now, id)
   call('SADD', KEY.sent_channels, channel)
   return true

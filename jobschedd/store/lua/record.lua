@@ -78,6 +78,39 @@ local function wake(id, waiter)
   call('DEL', BASE .. 'waiters:' .. id)
 end
 
+-- The key of a job that was submitted under one, and for how long it is taken: '' as long as its record lives,
+-- 'running' until it has ended, 'pending' until a channel has it.
+local function key_of(rec, r)
+  local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
+  if ok and type(spec) == 'table' and spec.key then return BASE .. 'once:' .. spec.key, spec.key_scope or '' end
+end
+
+local function free_key(id, once)
+  if call('GET', once) == id then call('DEL', once) end
+end
+
+local function end_key(id, rec, r, keep)
+  local once, scope = key_of(rec, r)
+  if once and scope == '' then
+    call('PEXPIRE', once, math.max(keep, 1))
+  elseif once then
+    free_key(id, once)
+  end
+end
+
+-- A channel gets the job.
+local function leave_key(id, rec, r)
+  local once, scope = key_of(rec, r)
+  if scope == 'pending' then free_key(id, once) end
+end
+
+-- It waits again; meanwhile another job may have taken the key.
+local function take_key_again(id, rec, r)
+  if not has(r.flags, KEYED) then return end
+  local once, scope = key_of(rec, r)
+  if scope == 'pending' then call('SET', once, id, 'NX') end
+end
+
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
 local function finish(id, rec, r, outcome, result, keep, now)
   if r.flags >= HELD then drop_hold(id, r) end
@@ -91,10 +124,7 @@ local function finish(id, rec, r, outcome, result, keep, now)
   end
   if has(r.flags, CANCEL_REQUESTED) then call('SREM', BASE .. 'cancelling', id) end
   if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
-  if has(r.flags, KEYED) then
-    local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
-    if ok and spec.key then call('PEXPIRE', BASE .. 'once:' .. spec.key, math.max(keep, 1)) end
-  end
+  if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
   wake(id, r.waiter)
 end
 
