@@ -37,6 +37,7 @@ COMMANDS = {
     "pause": "fleet",
     "resume": "fleet",
     "top": "top",
+    "usage": "usage",
     "doctor": "doctor",
     "rebuild": "rebuild",
 }

@@ -15,6 +15,7 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement
@@ -68,8 +69,10 @@ class Dispatcher:
         keep_ms: int,
         check: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         self._guard = guard
+        self._budgets = budgets
         self._check = check
         self._moves = moves
         self._survey = survey
@@ -99,6 +102,7 @@ class Dispatcher:
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(CHECK_EVERY, self._check),
+            Cadence(LOOK_EVERY, self._look_after_memory),
         ]
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -329,6 +333,10 @@ class Dispatcher:
 
     def _repeat_hints(self) -> None:
         self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+
+    def _look_after_memory(self) -> None:
+        if self._budgets is not None:
+            self._budgets.look(self._leadership.fence)
 
     def _keep_deadlines(self) -> None:
         """Drains whose time is over: what still runs there is asked to end, again and again until it has."""

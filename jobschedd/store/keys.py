@@ -28,6 +28,9 @@ scheduled         zset    id by due time                                        
 expiring          zset    id by expiry time                                             while not empty
 cancelling        set     ids with an open request to cancel                            while not empty
 held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
+full              string  what is over its budget: while it is there, submits are refused  10 s, repeated
+quiet             string  live output is over its budget: nobody new may follow         10 s, repeated
+usage             string  what the leader measured last (JSON)                          1 minute
 bell              list    what changed, for the dispatcher to block on                  until read
 channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
 owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
@@ -77,6 +80,8 @@ class Keys:
         self.expiring = self.base + "expiring"
         self.cancelling = self.base + "cancelling"
         self.held = self.base + "held"
+        self.full = self.base + "full"
+        self.usage = self.base + "usage"
         self.bell = self.base + "bell"
         self.channels = self.base + "channels"
         self.owners = self.base + "owners"

@@ -396,6 +396,7 @@ def test_the_json_is_as_documented(fleet: Cluster):
     assert set(top) == described("An overview")
     assert set(top["counts"]) == described("Counts")
     assert set(documents(fleet, "explain", job)) == described("An explanation")
+    assert set(documents(fleet, "usage")) == described("What uses how much")
     doctor = documents(fleet, "doctor")
     assert set(doctor) == described("A diagnosis")
     assert set(doctor["findings"][0]) == described("A finding")
