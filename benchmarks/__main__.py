@@ -52,6 +52,28 @@ def submitting(jobs: int = 50_000) -> Figures:
         return {"bulk_per_s": bulk, "singly_per_s": singly, "yardstick_ping_per_s": ping, "ratio": singly / ping}
 
 
+def control(jobs: int = 50_000) -> Figures:
+    """Many jobs at once, chosen by a filter from as many others: cancelled, held, retried; nothing runs beside it."""
+    with lab() as made:
+        ping = ping_yardstick(made)
+        items = [NOOP | {"name": f"{name}-{number}"} for number in range(jobs) for name in ("etl", "other")]
+        made.client.submit_many(items)
+        figures: Figures = {"yardstick_ping_per_s": ping}
+        for verb, statuses, change in (
+            ("hold", "pending", lambda chunk: made.client.hold(job for job, _ in chunk)),
+            ("release", "pending", lambda chunk: made.client.release(job for job, _ in chunk)),
+            ("priority", "pending", lambda chunk: made.client.prioritise((job for job, _ in chunk), 5)),
+            ("cancel", "pending", lambda chunk: made.client.cancel(job for job, _ in chunk)),
+            ("retry", "cancelled", made.client.retry_many),
+        ):
+            began, changed = time.monotonic(), 0
+            for chunk in made.client.matching(statuses, name="etl-*"):
+                changed += len(change(chunk))
+            assert changed == jobs, f"{verb}: {changed} of {jobs}"
+            figures[f"{verb}_per_s"] = jobs / (time.monotonic() - began)
+        return figures | {"ratio": figures["cancel_per_s"] / ping}
+
+
 def latency(samples: int = 500) -> Figures:
     """Idle: submit -> result in the submitter's hands, one at a time; beside a bare pub/sub round trip."""
     with lab() as made:
@@ -166,6 +188,7 @@ def idle(seconds: float = 20.0) -> Figures:
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "noop": noop,
     "submitting": submitting,
+    "control": control,
     "latency": latency,
     "commands": commands,
     "idle": idle,

@@ -174,6 +174,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin: bytes = b""
     submitter: str = ""
     key: str = ""  # idempotency key
+    key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
 
     @property
     def what(self) -> str:
@@ -294,17 +295,19 @@ def _checked(decoder: msgspec.msgpack.Decoder[Wire], data: bytes, what: str) -> 
 
 
 class Flag(enum.IntFlag):
-    """Bits of the record's flags byte."""
+    """Bits of the record's flags."""
 
     NONE = 0
     CANCEL_REQUESTED = 1  # a user asked to cancel it while a channel had it
     NO_RETRY_ON_LOSS = 2  # at most one start: lost is lost
     FOLLOWED = 4  # somebody asked for live output
     KEYED = 8  # submitted under an idempotency key, named in the spec
+    HELD = 64  # a user holds it while it waits: not to be dispatched
+    PARKED = 128  # its turn came while it was held: it stands in no list
 
 
 _HEAD = struct.Struct("<BBBBII")
-_MIDDLE = struct.Struct("<BBBxI")
+_MIDDLE = struct.Struct("<BBHI")
 HEADER_SIZE: Final = 60
 
 
@@ -315,7 +318,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
          0 u8  version                 24 u8  state         \
          1 u8  priority + 100          25 u8  outcome       |
-         2 u8  tries                   26 u8  flags         |
+         2 u8  tries                   26 u16 flags         |
          3 u8  crashes                 28 u32 attempt       |  what a move rewrites, in one piece
          4 u32 class                   32 u48 since         |
          8 u32 waiter                  38 8   incarnation   |

@@ -210,6 +210,9 @@ def _channel(config: Config, name: str) -> ChildSpec:
 
 def run_dispatcher(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "dispatcher"."""
+    import msgspec
+
+    from jobschedd.master.budgets import Budgets
     from jobschedd.master.collector import Keep
     from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.master.guard import Guard, KnownFile
@@ -221,6 +224,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     from jobschedd.store.inspect import Inspect
     from jobschedd.store.keys import Keys
     from jobschedd.store.marks import Marks
+    from jobschedd.store.memory import Memory
     from jobschedd.store.moves import Moves
     from jobschedd.store.survey import Survey
 
@@ -253,6 +257,13 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
         guard=guard,
+        budgets=Budgets(
+            Memory(client, keys),
+            msgspec.structs.asdict(config.master.budgets),
+            SYSTEM_CLOCK,
+            SHORTEST_KEEP_MS,
+            config.master.history,
+        ),
     )
     context.ready()
     dispatcher.run(_stopping(context), context.wait, context.beat)

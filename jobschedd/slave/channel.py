@@ -521,6 +521,8 @@ class Channel:
         if hint.what == "cancel":
             # After a reconnect old hints are read again; the job may have been retried by a user since.
             self._executor.cancel(hint.job, hint.attempt)
+        elif hint.what == "interrupt":
+            self._executor.interrupt(hint.job, hint.attempt)
         else:
             self._live.follow(hint.job, hint.attempt)
 

@@ -164,6 +164,12 @@ class Executor:
             return False
         return self.stop(job, Outcome.CANCELLED, Cause.CANCELLED)
 
+    def interrupt(self, job: str, attempt: int) -> None:
+        """End what runs, so that it can run elsewhere. What has not started is given back by itself."""
+        for running in self.running():
+            if (running.order.job, running.order.attempt) == (job, attempt):
+                self.stop(job, Outcome.FAILED, Cause.DRAIN)
+
     def stop(self, job: str, outcome: Outcome, cause: Cause) -> bool:
         """TERM, grace, KILL; False when the job is not here."""
         for number, (order, _) in enumerate(self._held):

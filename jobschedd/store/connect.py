@@ -197,6 +197,8 @@ def translate(error: RedisError) -> Exception:
         return NotTheLeader("another master holds the lead")
     if "DATALOST" in text:
         return DataLost(text.partition("DATALOST ")[2])
+    if "QUEUEFULL" in text:
+        return QueueFull(text.partition("QUEUEFULL ")[2])
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
         return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(
