@@ -27,6 +27,14 @@ class InvalidJob(UsageError):
         self.problem = problem
 
 
+class NoParent(InvalidJob):
+    """A job is to run after one that has no record: it never was, or its record has expired. ``parent``: its id."""
+
+    def __init__(self, parent: str, where: str = "after") -> None:
+        super().__init__(where, f"job {parent} has no record: it never was, or it ended and its record has expired")
+        self.parent = parent
+
+
 class NoSuchJob(JobschedError):
     """The namespace holds no record under this id (never submitted, or past its retention)."""
 

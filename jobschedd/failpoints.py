@@ -17,6 +17,7 @@ from collections.abc import Callable
 FAILPOINTS = (
     "client.submit.before",
     "client.submit.after",
+    "client.reserve.after",
     "client.wait.registered",
     "client.wait.told",
     "dispatcher.lead.acquired",
@@ -29,6 +30,8 @@ FAILPOINTS = (
     "dispatcher.requeue.after",
     "dispatcher.promote.after",
     "dispatcher.interrupt.after",
+    "dispatcher.unblock.before",
+    "dispatcher.unblock.after",
     "publisher.publish.before",
     "publisher.publish.after",
     "collector.begin.after",

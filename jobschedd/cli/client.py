@@ -26,6 +26,8 @@ COMMANDS = {
     "explain": "explain",
     "wait": "endings",
     "cancel": "endings",
+    "workflow": "workflow",
+    "tree": "workflow",
     "retry": "endings",
     "hold": "control",
     "release": "control",

@@ -22,6 +22,12 @@ _OPTIONS = (
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option(
+        "--after",
+        metavar="ID[:ok|any|fail]",
+        multiple=True,
+        help="Run when this job has succeeded (ended, failed); all of several, a,b or repeated. [default: ok]",
+    ),
     click.option("--retries", type=int, metavar="N", help="Try again so many times after a failure. [default: 0]"),
     click.option("--retry-delay", metavar="DURATION", help="Pause before the first retry; it doubles. [default: 1s]"),
     click.option("--retry-on", metavar="CAUSE", multiple=True, help="Retry after this cause only; repeatable."),
@@ -52,7 +58,7 @@ _OPTIONS = (
 
 _SPOKEN = {"delay": "--in", "labels": "--label", "retry_on_loss": "--no-retry-on-loss"}
 _NAMES = frozenset(
-    "channel node priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
+    "channel node priority at after retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
     "key_scope env cwd name stdin shell kwargs".split()
 )
 

@@ -15,5 +15,6 @@ from jobschedd.client.api import Cancelled, Changed, Client, Options
 from jobschedd.client.follow import Output
 from jobschedd.client.jobs import Job
 from jobschedd.client.why import Explanation
+from jobschedd.client.workflow import Node, Workflow
 
-__all__ = ["Cancelled", "Changed", "Client", "Explanation", "Job", "Options", "Output"]
+__all__ = ["Cancelled", "Changed", "Client", "Explanation", "Job", "Node", "Options", "Output", "Workflow"]

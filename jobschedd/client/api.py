@@ -13,9 +13,11 @@ from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
 from jobschedd.client.why import Explanation, explain
+from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
-from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
+from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
+from jobschedd.links import Refs, targets
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
@@ -59,6 +61,7 @@ class Options(TypedDict, total=False):
     key_scope: str  # for how long: record (as long as it has one), running (until it ends), pending (until dispatched)
     follow: bool  # live output from the start
     hold: bool  # not dispatched before it is released
+    after: Any  # a job or its id, "ID:any", (job, "fail"), or a list of these: runs when all these conditions hold
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -131,7 +134,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Job:
         """Submit a call of ``module:function`` with arguments that JSON can say. Raises as ``submit``."""
-        name = function if isinstance(function, str) else _importable(function)
+        name = function if isinstance(function, str) else importable(function)
         return self._submit_one({"function": name, "args": args, "kwargs": kwargs or {}, **options})
 
     def submit_many(
@@ -140,11 +143,14 @@ class Client:
         """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order. ``durable`` as an option.
 
         All items are checked before the first is submitted: InvalidJob means that none was, and its message starts
-        with the item's number, from 0. For a stream without end, or in flat memory, use ``submit_stream``.
+        with the item's number, from 0. An item may have a ``ref``, by which the ``after`` of later ones names it. For a
+        stream without end, or in flat memory, use ``submit_stream``.
         """
-        checked = [_numbered(number, item) for number, item in enumerate(items)]
+        refs = Refs()
+        checked = [_numbered(number, item, refs) for number, item in enumerate(items)]
         wish = durable_wish(durable, durable_within)
-        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish)]
+        self._insist_on_parents(checked)
+        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish, refs)]
 
     def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
@@ -153,31 +159,52 @@ class Client:
         """
         chunk: list[Submission] = []
         error: InvalidJob | None = None
-        size = 0
+        refs, size = Refs(), 0
         for number, item in enumerate(items):
             try:
-                one = _numbered(number, item)
+                one = _numbered(number, item, refs)
             except InvalidJob as problem:
                 error = problem
                 break
             if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
-                yield from self._submit_chunk(chunk)
+                yield from self._submit_chunk(chunk, refs=refs)
                 chunk, size = [], 0
             chunk.append(one)
             size += len(one.spec)
         if chunk:
-            yield from self._submit_chunk(chunk)
+            yield from self._submit_chunk(chunk, refs=refs)
         if error is not None:
             raise error
 
-    def _submit_chunk(self, chunk: Sequence[Submission], durable: Durable | None = None) -> list[Job]:
-        ids = self.session.submit(chunk, durable)
+    def workflow(self, name: str = "") -> Workflow:
+        """Jobs that depend on each other, collected in a ``with`` block and submitted at its end, all or none.
+
+        with client.workflow("nightly") as w:
+            extract = w.submit(["./extract"])
+            load = w.submit(["./load"], after=extract)
+        w.wait()
+        """
+        return Workflow(self, name)
+
+    def _insist_on_parents(self, checked: Sequence[Submission]) -> None:
+        """Where it takes several calls, none may be made when a later one would be refused."""
+        if len(checked) <= 1 or not any(one.after for one in checked):
+            return
+        ids = {target: number for number, one in enumerate(checked) for target in targets(one) if target[0].isdigit()}
+        missing = self.session.patiently(lambda: self.session.inspect.missing(list(ids)))
+        if missing is not None:
+            raise NoParent(missing, f"item {ids[missing]}: after")
+
+    def _submit_chunk(
+        self, chunk: Sequence[Submission], durable: Durable | None = None, refs: Refs | None = None
+    ) -> list[Job]:
+        ids = self.session.submit(chunk, durable, refs)
         return [Job(self, job_id, durability=durable.confirmed if durable else None) for job_id in ids]
 
     def _submit_one(self, item: Mapping[str, Any]) -> Job:
         job = dict(item)
         durable = durable_wish(job.pop("durable", False), job.pop("durable_within", 10.0))
-        return self._submit_chunk([submission(job)], durable)[0]
+        return self._submit_chunk([Refs().check(submission(job))], durable)[0]
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -311,7 +338,7 @@ class Client:
     def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """Run ended jobs once more, as ``retry``: (id, when it ended in ms), as ``matching`` gives them.
 
-        The ids of those that are pending now; the others had not ended, or ended anew since.
+        The ids of those that are pending (or waiting) now; the others had not ended, or ended anew since.
         """
         again: list[str] = []
         for start in range(0, len(ends), CHUNK):
@@ -320,11 +347,20 @@ class Client:
             answers = self.session.patiently(
                 lambda ids=ids, times=times: self.session.moves.retry(ids, times)  # type: ignore[misc]
             )
-            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == RetryAnswer.PENDING]
+            good = (RetryAnswer.PENDING, RetryAnswer.WAITING)
+            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer in good]
         return again
 
     def retry(self, job: AnyJob) -> Job:
-        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
+        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended.
+
+        One that never started (it was skipped, cancelled, expired) is subject to its conditions (``after``) again.
+        """
+        self.retried(job)
+        return self._handle(job)
+
+    def retried(self, job: AnyJob) -> str:
+        """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""
         job_id = checked_id(job)
         view = self.read(job_id)
         if not view.ended:
@@ -336,7 +372,7 @@ class Client:
             raise UsageError(f"job {job_id}: another job has its key {view.spec.key!r} now")
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
-        return Job(self, job_id)
+        return (State.WAITING if answer == RetryAnswer.WAITING else State.PENDING).word
 
     # -- the fleet --------------------------------------------------------------------------------------------
 
@@ -437,9 +473,9 @@ def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:
     )
 
 
-def _numbered(number: int, item: Mapping[str, Any]) -> Submission:
+def _numbered(number: int, item: Mapping[str, Any], refs: Refs) -> Submission:
     try:
-        return submission(item)
+        return refs.check(submission(item))
     except InvalidJob as error:
         raise InvalidJob(f"item {number}: {error.field}", error.problem) from None
 
@@ -461,7 +497,8 @@ def _cancelled(job_id: str, answer: CancelAnswer, outcome: Outcome) -> Cancelled
     return Cancelled(job_id, answer.name.lower(), outcome.word if outcome else None)
 
 
-def _importable(function: Callable[..., Any]) -> str:
+def importable(function: Callable[..., Any]) -> str:
+    """``module:function``, as another machine can import it. Raises InvalidJob."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
     if not module or module == "__main__" or "<" in name:
         raise InvalidJob("function", f"{name!r} cannot be imported on another machine: put it at the top of a module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,18 @@ from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
 from jobschedd.store.durability import Durability
 from jobschedd.store.views import JobView
+from jobschedd.submission import JOB_ID
 
 if TYPE_CHECKING:
     from jobschedd.client.api import Cancelled, Changed, Client
     from jobschedd.client.follow import Output
     from jobschedd.client.why import Explanation
 
-_ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
-
 
 def checked_id(value: str | int | Job) -> str:
     """The job id that ``value`` names. Raises UsageError for what can be none."""
     text = value.id if isinstance(value, Job) else str(value)
-    if isinstance(value, bool) or _ID.fullmatch(text) is None:
+    if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
         raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
     return text
 

@@ -25,6 +25,13 @@ classes           hash    class text -> number (see job.Target)                 
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
 pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty
 scheduled         zset    id by due time                                                while not empty
+waiting           zset    ids that wait for other jobs, by when that was last checked    while not empty
+awaits:<id>       set     what a job waits for still: ids                               while it waits
+dependents:<id>   list    who waits for a job: ``<id>:<condition>:<time of waiting>``   until it ends
+unblocking:<n>    list    the same, taken from a job with its end                       until told
+unblocking        list    ``<n>:<outcome>:<id>`` of ends to tell those that waited      while not empty
+unblocks          string  counter that numbers those ends, and times of waiting         for ever
+workflows         zset    ``<first id>:<jobs>:<name>`` of workflows, by first id        the newest 10,000
 expiring          zset    id by expiry time                                             while not empty
 cancelling        set     ids with an open request to cancel                            while not empty
 held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
@@ -78,6 +85,9 @@ class Keys:
         self.pending = self.base + "pending"
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"
+        self.waiting = self.base + "waiting"
+        self.unblocking = self.base + "unblocking"
+        self.workflows = self.base + "workflows"
         self.cancelling = self.base + "cancelling"
         self.held = self.base + "held"
         self.full = self.base + "full"
@@ -97,6 +107,10 @@ class Keys:
     def job(self, job_id: str) -> str:
         """The record of one job."""
         return f"{self.base}job:{job_id}"
+
+    def awaits(self, job_id: str) -> str:
+        """What one job waits for."""
+        return f"{self.base}awaits:{job_id}"
 
     def operation(self, client: str) -> str:
         """The last submit of one client."""

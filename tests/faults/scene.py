@@ -62,12 +62,17 @@ class Scene:
             daemon.launch()
 
     def load(self) -> None:
-        """A hundred jobs: commands and functions, instant and not, some later. Failures of a runner are repeated."""
+        """A hundred jobs: commands and functions, instant and not, some later, some after others.
+
+        Failures of a runner are repeated.
+        """
         ledger, client = self.ledger, self.client
         ledger.submit(client, [ledger.function(retries=1, retry_delay=0.1) for _ in range(50)])
         ledger.submit(client, [ledger.function(seconds=0.3, retries=1, retry_delay=0.1) for _ in range(6)])
         ledger.submit(client, [ledger.item(seconds=0.02) for _ in range(40)])
         ledger.submit(client, [ledger.item(delay=0.5) for _ in range(4)])
+        chain = [ledger.item(ref=f"c{number}", after=f"c{number - 1}:any" if number else ()) for number in range(5)]
+        ledger.submit(client, [*chain, ledger.item(after=[f"c{number}:any" for number in range(5)])])
 
     def started(self) -> int:
         """Jobs that have begun so far, attempts counted."""

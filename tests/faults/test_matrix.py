@@ -101,6 +101,7 @@ class Case:
 CASES = {
     "client.submit.before": Case("client", 1),
     "client.submit.after": Case("client", 1),
+    "client.reserve.after": Case("client", 1),
     "client.wait.registered": Case("client", 1),
     "client.wait.told": Case("client", 1),
     "dispatcher.lead.acquired": Case("master", 1),
@@ -113,6 +114,8 @@ CASES = {
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),
     "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
+    "dispatcher.unblock.before": Case("master", 2),
+    "dispatcher.unblock.after": Case("master", 2),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),
@@ -231,6 +234,10 @@ def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fa
     scene = Scene(cluster, ledger, redis_server)
     marker = marker_of(cluster.directory)
     items = [ledger.item(seconds=0.3) for _ in range(5)]
+    if point == "client.reserve.after":
+        items[0]["ref"] = "first"
+        items[1:] = [item | {"after": "first:any"} for item in items[1:]]
+    nothing = point in ("client.submit.before", "client.reserve.after") and fault != "stop"
     with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
         scene.start()
         submitter = subprocess.Popen(
@@ -257,5 +264,5 @@ def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fa
         scene.load()  # comes last: when it has ended, the others have
         account = scene.verdict()
         ran = {told.tag for told in ledger.told[:5]} & {event.tag for event in account.events}
-        assert len(ran) == (0 if point == "client.submit.before" and fault != "stop" else 5)
+        assert len(ran) == (0 if nothing else 5)
         figures |= of_account(account)
