@@ -88,6 +88,18 @@ class NotDurable(JobschedError):
         self.reason = reason
 
 
+class Unanswered(StoreUnavailable):
+    """Masters were asked and some did not answer, or none is there: what came is not all."""
+
+    def __init__(self, answered: int, asked: int, reasons: Sequence[str] = ()) -> None:
+        masters = "1 master" if asked == 1 else f"{asked} masters"
+        why = "; ".join(reasons) or ("no master runs" if not asked else "")
+        super().__init__(f"{answered} of {masters} answered" + (f": {why}" if why else ""))
+        self.answered = answered
+        self.asked = asked
+        self.exit_code = 1 if answered else 69
+
+
 class QueueFull(JobschedError):
     """Redis is at its memory limit: submits are refused until jobs end; results are still accepted."""
 

@@ -41,6 +41,8 @@ FAILPOINTS = (
     "collector.verdict.after",
     "collector.history.after",
     "collector.delete.after",
+    "clerk.answer.before",
+    "clerk.prune.after",
     "channel.connect.opened",
     "channel.register.after",
     "channel.recovery.sent",

@@ -30,6 +30,7 @@ from jobschedd.node.pidfile import AlreadyRunning, PidFile
 from jobschedd.node.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from jobschedd.master.clerk import Clerk
     from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.slave.channel import ChannelSettings
 
@@ -266,8 +267,24 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         ),
     )
     context.ready()
-    dispatcher.run(_stopping(context), context.wait, context.beat)
+    with _clerk(config, instance).at_work():
+        dispatcher.run(_stopping(context), context.wait, context.beat)
     return 0
+
+
+def _clerk(config: Config, instance: MasterInstance) -> Clerk:
+    from jobschedd.master.archive import Archive
+    from jobschedd.master.clerk import Clerk
+    from jobschedd.store.attempts import AnsweringMachine
+    from jobschedd.store.connect import blocking
+    from jobschedd.store.keys import Keys
+
+    block = config.timing.block
+    client = blocking(config.connection, f"{config.node}/dispatcher/clerk", block)
+    keys, node = Keys(config.namespace), config.node
+    machine = AnsweringMachine(client, keys, instance.id, node, block, instance.predecessor)
+    keep, largest = config.master.history_keep, config.master.history_max_size
+    return Clerk(machine, Archive(config.master.history), keep, largest, SYSTEM_CLOCK)
 
 
 def _publisher(config: Config, client: Any) -> Callable[..., Dispatcher]:

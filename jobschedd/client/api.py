@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from jobschedd.client.follow import Follower, Output
+from jobschedd.client.history import Histories
 from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
@@ -18,6 +19,7 @@ from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
 from jobschedd.links import Refs, targets
+from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
@@ -374,6 +376,48 @@ class Client:
             raise no_such_job(job_id)
         return (State.WAITING if answer == RetryAnswer.WAITING else State.PENDING).word
 
+    def history(
+        self,
+        *,
+        job: AnyJob | None = None,
+        node: str = "",
+        channel: str = "",
+        name: str = "",
+        label: str = "",
+        cause: str = "",
+        schedule: str = "",
+        outcomes: Iterable[str] = (),
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        final: bool = False,
+        limit: int = 0,
+    ) -> Histories:
+        """Attempts that ended, newest first, from the histories of all live masters; they outlive the records.
+
+        ``channel``: CHANNEL or NODE/CHANNEL; ``name``: a shell-style pattern; ``since``, ``until``: when they ended, in
+        seconds since the epoch; ``final``: only accepted ends; ``limit``: at most so many. Raises UsageError; iterating
+        raises Unanswered where no master answers. Where some do not, ``problem`` says so afterwards.
+        """
+        owner, _, channel = channel.rpartition("/")
+        words = tuple(outcomes)
+        states, _ = statuses_of(words)
+        if states:
+            raise UsageError("a history is of what has ended: ask for outcomes")
+        query = Query(
+            job="" if job is None else checked_id(job),
+            node=node or owner,
+            channel=channel,
+            name=name,
+            label=label,
+            cause=cause,
+            schedule=schedule,
+            outcomes=tuple(word.strip().lower() for word in words),
+            since=_seconds(since),
+            until=_seconds(until),
+            final=final,
+        )
+        return Histories(self.session, query, limit)
+
     # -- the fleet --------------------------------------------------------------------------------------------
 
     def channels(self) -> list[ChannelView]:
@@ -436,6 +480,10 @@ class Client:
 
     def _handle(self, job: AnyJob) -> Job:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
+
+
+def _seconds(moment: float | datetime | None) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
 
 
 def durable_wish(durable: bool | int, within: float | str) -> Durable | None:

@@ -18,10 +18,12 @@ from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission
 from jobschedd.links import Refs, linked, within
 from jobschedd.store.connect import check_server, connect
+from jobschedd.store.attempts import Archives
+from jobschedd.store.connect import blocking, check_server, connect
 from jobschedd.store.durability import Durability, confirm
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.keys import Keys
-from jobschedd.store.listen import Inbox, LiveOutput
+from jobschedd.store.listen import BLOCK, Inbox, LiveOutput
 from jobschedd.store.moves import Moves, OperationSlot
 
 Answer = TypeVar("Answer")
@@ -162,6 +164,11 @@ class Session:
     def live_output(self, job_id: str) -> LiveOutput:
         """The live output of one job, on a connection of its own."""
         return LiveOutput(self.config, self.keys, self._name, job_id)
+
+    def archives(self) -> Archives:
+        """A way to ask the masters about their histories, on a connection of its own."""
+        self.reach()
+        return Archives(self._redis, blocking(self.config, self._name, BLOCK), self.keys)
 
     def close(self) -> None:
         """Give all connections up."""

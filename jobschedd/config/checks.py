@@ -13,6 +13,7 @@ from jobschedd.config.document import Document
 from jobschedd.config.model import Config, RedisConfig, socket_path
 from jobschedd.config.reader import Reader
 from jobschedd.config.values import Secret, shown
+from jobschedd.durations import format_duration
 
 _LONGEST_SOCKET_PATH = 107  # bytes that fit a Unix socket's address
 
@@ -23,6 +24,14 @@ def check(config: Config, document: Document, reader: Reader) -> None:
     _check_channels(document, reader)
     _check_redis(config, reader)
     _check_timing(config, reader)
+    _check_history(config, reader)
+
+
+def _check_history(config: Config, reader: Reader) -> None:
+    keep, records = config.master.history_keep, max(config.master.keep.succeeded, config.master.keep.failed)
+    if reader.sound("master", "keep") and reader.sound("master", "history_keep") and 0 < keep < records:
+        message = f"is shorter than records stay in Redis (keep: {format_duration(records)}); 0 means for ever"
+        reader.mistake(("master", "history_keep"), message, at=("master", "keep"))
 
 
 def _check_roles(config: Config, reader: Reader) -> None:

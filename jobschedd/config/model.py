@@ -86,6 +86,8 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     placement: Literal["least_loaded", "round_robin", "random"] = "least_loaded"
     channels: Names = ()
     history: FilePath = ""  # "" until load() puts <state_dir>/history.db there
+    history_keep: Duration = 90 * 86400.0  # 0: for ever
+    history_max_size: Size | None = None  # bytes; beyond, the oldest rows go
     keep: Keep = Keep()
     budgets: Budgets = Budgets()
     result_timeout: PositiveDuration = 3600.0

@@ -51,6 +51,9 @@ output:<id>       stream  live output, while somebody follows                   
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel or node/channel -> why and since when (JSON)    until resumed
 dead              stream  messages nobody could read                                    capped
+masters           zset    masters that answer questions, by the time until they do      while any is there
+questions:<m>     list    questions to master instance m, about its history             1 minute, capped
+answers:<q>       list    what masters answered to question q                           1 minute
 sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
 wires             set     pubsub: channels that the master publishes to                 until another leads
@@ -99,6 +102,7 @@ class Keys:
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
         self.dead = self.base + "dead"
+        self.masters = self.base + "masters"
         self.sent_channels = self.base + "sent"
         self.published = self.base + "published"
         self.wires = self.base + "wires"
@@ -139,6 +143,14 @@ class Keys:
     def output(self, job_id: str) -> str:
         """The live output of a followed job."""
         return f"{self.base}output:{job_id}"
+
+    def questions(self, instance: str) -> str:
+        """What a master is asked."""
+        return f"{self.base}questions:{instance}"
+
+    def answers(self, question: str) -> str:
+        """Where the answers to one question are waited for."""
+        return f"{self.base}answers:{question}"
 
     def answer(self, job_id: str) -> str:
         """pubsub: the report that our own slave leaves."""

@@ -7,6 +7,7 @@ none is missing; a case whose point was never passed proves nothing, and fails.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import pytest
 
 from faults.scene import SILENCE, Scene, let_pass, marker_of, of_account, resume, tallied
+from jobschedd.errors import StoreUnavailable, Unanswered
 from jobschedd.failpoints import FAILPOINTS
 from ledger import SUCCESS
 from redis_server import wait_until
@@ -48,6 +50,13 @@ def _cut_channels(scene: Scene) -> None:
         for connection in admin.client_list():
             if "/2" in connection["name"]:
                 admin.client_kill_filter(_id=connection["id"])
+
+
+def _ask_for_history(scene: Scene) -> None:
+    scene.under_way()
+    asked = scene.cluster.client().history()
+    with contextlib.suppress(Unanswered, StoreUnavailable):  # the clerk is what breaks
+        list(asked)
 
 
 def _reload(scene: Scene) -> None:
@@ -125,6 +134,8 @@ CASES = {
     "collector.verdict.after": Case("master"),
     "collector.history.after": Case("master"),
     "collector.delete.after": Case("master"),
+    "clerk.answer.before": Case("master", 1, _ask_for_history),
+    "clerk.prune.after": Case("master", 1),
     "channel.connect.opened": Case("slave", 1),
     "channel.register.after": Case("slave", 1),
     "channel.recovery.sent": Case("slave", 1, _kill_channel),
