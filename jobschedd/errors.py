@@ -47,6 +47,10 @@ class NotEnded(JobschedError):
     """Asked for the result of a job that has none yet: wait for it first."""
 
 
+class NotRead(JobschedError):
+    """Asked what a job is like before anything was read of it."""
+
+
 class JobFailed(JobschedError):
     """A job did not succeed. ``outcome`` and ``cause`` are words; ``error`` holds the traceback, where there is one."""
 

@@ -154,15 +154,18 @@ class Client:
         self._insist_on_parents(checked)
         return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish, refs)]
 
-    def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
+    def submit_stream(self, items: Iterable[Mapping[str, Any]], *, first: int = 0) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
 
-        Raises InvalidJob at a bad item, after what came before it was submitted and yielded.
+        ``first``: number of the first item, for messages. Raises InvalidJob at a bad item, after what came before it
+        was submitted and yielded.
         """
         chunk: list[Submission] = []
         error: InvalidJob | None = None
         refs, size = Refs(), 0
         for number, item in enumerate(items):
+        size = 0
+        for number, item in enumerate(items, first):
             try:
                 one = _numbered(number, item, refs)
             except InvalidJob as problem:

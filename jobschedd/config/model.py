@@ -87,7 +87,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     channels: Names = ()
     history: FilePath = ""  # "" until load() puts <state_dir>/history.db there
     history_keep: Duration = 90 * 86400.0  # 0: for ever
-    history_max_size: Size | None = None  # bytes; beyond, the oldest rows go
+    history_max_size: Size = 10 * 1024**3  # bytes; beyond, the oldest rows go
     keep: Keep = Keep()
     budgets: Budgets = Budgets()
     result_timeout: PositiveDuration = 3600.0
