@@ -54,6 +54,10 @@ dead              stream  messages nobody could read                            
 masters           zset    masters that answer questions, by the time until they do      while any is there
 questions:<m>     list    questions to master instance m, about its history             1 minute, capped
 answers:<q>       list    what masters answered to question q                           1 minute
+hooked            string  digits of the outcomes that hooks want to know of             until another leads
+events            stream  what hooks are to be told of, until it is shared out          capped
+noticed           hash    node -> its state, job -> why it is late, as hooks were told  while hooks ask for it
+hook:<name>       zset    deliveries of one hook by the time they are due               until delivered, capped
 sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
 wires             set     pubsub: channels that the master publishes to                 until another leads
@@ -103,6 +107,9 @@ class Keys:
         self.drains = self.base + "drains"
         self.dead = self.base + "dead"
         self.masters = self.base + "masters"
+        self.hooked = self.base + "hooked"
+        self.events = self.base + "events"
+        self.noticed = self.base + "noticed"
         self.sent_channels = self.base + "sent"
         self.published = self.base + "published"
         self.wires = self.base + "wires"
@@ -143,6 +150,10 @@ class Keys:
     def output(self, job_id: str) -> str:
         """The live output of a followed job."""
         return f"{self.base}output:{job_id}"
+
+    def hook(self, name: str) -> str:
+        """What one hook has to deliver."""
+        return f"{self.base}hook:{name}"
 
     def questions(self, instance: str) -> str:
         """What a master is asked."""

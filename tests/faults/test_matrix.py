@@ -105,6 +105,7 @@ class Case:
     pubsub: bool = False
     slots: int = 2
     output_limit: int | None = None
+    hooked: bool = False
 
 
 CASES = {
@@ -134,6 +135,10 @@ CASES = {
     "collector.verdict.after": Case("master"),
     "collector.history.after": Case("master"),
     "collector.delete.after": Case("master"),
+    "hooks.notice.after": Case("master", 1, hooked=True),
+    "hooks.route.before": Case("master", 1, hooked=True),
+    "hooks.route.after": Case("master", 1, hooked=True),
+    "hooks.deliver.after": Case("master", 1, hooked=True),
     "clerk.answer.before": Case("master", 1, _ask_for_history),
     "clerk.prune.after": Case("master", 1),
     "channel.connect.opened": Case("slave", 1),
@@ -195,7 +200,7 @@ def test_broken_between_two_effects(cluster, ledger, redis_server, point, fault)
     setting = f"{point}:{fault}:{case.nth}:{marker}"
     with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
         armed = {"on_master" if case.who == "master" else "on_slave": setting}
-        scene.start(pubsub=case.pubsub, slots=case.slots, output_limit=case.output_limit, **armed)
+        scene.start(pubsub=case.pubsub, slots=case.slots, output_limit=case.output_limit, hooked=case.hooked, **armed)
         scene.load()
         case.trouble(scene)
         scene.keep_up_until(marker.exists, 20, f"void: {point} was never passed")

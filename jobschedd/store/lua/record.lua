@@ -139,6 +139,13 @@ local function forget_waiting(id, r)
   local due = r and r.entry_time or 0
   if r then r.entry_time, r.entry_number = 0, 0 end
   return due
+-- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
+local EVENTS_LIMIT = 100000
+local hooked
+local function tell_hooks(id, r, outcome)
+  hooked = hooked or call('GET', BASE .. 'hooked') or ''
+  if not string.find(hooked, tostring(outcome), 1, true) then return end
+  call('XADD', BASE .. 'events', 'MAXLEN', '~', EVENTS_LIMIT, '*', 'job', id, 'outcome', outcome, 'attempt', r.attempt)
 end
 
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
@@ -158,6 +165,7 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
   if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
   if flags ~= r.flags then tell_dependents(id, outcome) end
+  tell_hooks(id, r, outcome)
   wake(id, r.waiter)
 end
 
