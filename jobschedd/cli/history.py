@@ -156,4 +156,11 @@ def _write_csv(attempts: Iterable[Attempt], file: IO[str]) -> None:
     writer.writerow(CSV_COLUMNS)
     for attempt in attempts:
         fields = attempt.json() | {"labels": " ".join(attempt.labels)}
-        writer.writerow(["" if fields[name] is None else fields[name] for name in CSV_COLUMNS])
+        writer.writerow([_cell(fields[name]) for name in CSV_COLUMNS])
+
+
+def _cell(value: object) -> object:
+    """As JSON writes it; nothing where there is nothing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else value

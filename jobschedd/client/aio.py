@@ -17,11 +17,12 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-from jobschedd.client.api import CHUNK, Cancelled, Client, Options
+from jobschedd.client.api import CHUNK, Cancelled, Changed, Client, Options
 from jobschedd.client.follow import Output
 from jobschedd.client.jobs import Job, Reading, checked_id, no_such_job
 from jobschedd.client.waiting import too_late
 from jobschedd.client.waits import End, Waits, gathered
+from jobschedd.client.why import Explanation
 from jobschedd.errors import NotRead
 from jobschedd.store.attempts import Attempt
 from jobschedd.store.durability import Durability
@@ -32,6 +33,8 @@ Item = TypeVar("Item")
 
 #: Attempts, or jobs of a listing, that one hop between threads brings.
 _STEP = 100
+#: Seconds between two looks whether a drain is over.
+_LOOK_AGAIN = 0.2
 
 
 class AsyncJob(Reading):
@@ -69,6 +72,18 @@ class AsyncJob(Reading):
     def follow(self) -> AsyncIterator[Output]:
         """The job's output, piece by piece as it comes, until the job has ended."""
         return self._client.follow(self)
+
+    async def explain(self) -> Explanation:
+        """Why it is where it is."""
+        return await self._client.explain(self)
+
+    async def hold(self, reason: str = "") -> Changed:
+        """Keep it from being dispatched, until it is released."""
+        return (await self._client.hold([self], reason))[0]
+
+    async def release(self) -> Changed:
+        """Let it go on."""
+        return (await self._client.release([self]))[0]
 
     async def cancel(self) -> Cancelled:
         """Ask for the end of the job."""
@@ -253,9 +268,46 @@ class AsyncClient:
 
     async def cancel(self, jobs: AnyAsyncJob | Iterable[AnyAsyncJob]) -> list[Cancelled]:
         """Ask for the end of jobs, one answer each."""
-        some = [jobs] if isinstance(jobs, str | int | AsyncJob) else jobs
-        ids = [checked_id(job) for job in some]
+        ids = _ids(jobs)
         return await self._run(lambda: self._client.cancel(ids))
+
+    async def matching(
+        self,
+        *statuses: str,
+        name: str = "",
+        node: str = "",
+        channel: str = "",
+        group: str = "",
+        labels: Sequence[str] = (),
+    ) -> AsyncIterator[list[tuple[str, int]]]:
+        """Jobs that match everything given: chunks of (id, milliseconds since the epoch at which its state began)."""
+        find = partial(self._client.matching, *statuses, name=name, node=node, channel=channel, group=group)
+        async for chunk in self._stepped(lambda: find(labels=labels), 1):
+            yield chunk
+
+    async def hold(self, jobs: AnyAsyncJob | Iterable[AnyAsyncJob], reason: str = "", by: str = "") -> list[Changed]:
+        """Keep jobs that wait from being dispatched, until they are released."""
+        ids = _ids(jobs)
+        return await self._run(lambda: self._client.hold(ids, reason, by))
+
+    async def release(self, jobs: AnyAsyncJob | Iterable[AnyAsyncJob]) -> list[Changed]:
+        """Let held jobs go on."""
+        ids = _ids(jobs)
+        return await self._run(lambda: self._client.release(ids))
+
+    async def prioritise(self, jobs: AnyAsyncJob | Iterable[AnyAsyncJob], priority: int) -> list[Changed]:
+        """Give jobs that wait another priority, -100 to 100."""
+        ids = _ids(jobs)
+        return await self._run(lambda: self._client.prioritise(ids, priority))
+
+    async def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
+        """Run ended jobs once more: (id, when it ended in ms), as ``matching`` gives them."""
+        return await self._run(lambda: self._client.retry_many(ends))
+
+    async def explain(self, job: AnyAsyncJob) -> Explanation:
+        """Why a job is where it is: a stable ``reason`` code and one ``sentence``."""
+        job_id = checked_id(job)
+        return await self._run(lambda: self._client.explain(job_id))
 
     async def retry(self, job: AnyAsyncJob) -> AsyncJob:
         """Run an ended job once more, with fresh budgets."""
@@ -272,9 +324,25 @@ class AsyncClient:
         """Every node that is or was."""
         return await self._run(self._client.nodes)
 
-    async def drain(self, name: str, reason: str = "", by: str = "") -> None:
+    async def drain(
+        self, name: str, reason: str = "", by: str = "", deadline: float | str | None = None, then: str = "wait"
+    ) -> None:
         """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed."""
-        await self._run(lambda: self._client.drain(name, reason, by))
+        await self._run(lambda: self._client.drain(name, reason, by, deadline, then))
+
+    async def pause(self, name: str, reason: str = "", by: str = "") -> None:
+        """The same for a while: nobody waits for it to become empty."""
+        await self._run(lambda: self._client.pause(name, reason, by))
+
+    async def drained(self, name: str, timeout: float | None = None) -> bool:
+        """Wait until nothing is left on a drained node or channel; False when it is not after ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self._run(lambda: self._client.drained(name, 0)):
+                    await asyncio.sleep(_LOOK_AGAIN)
+        except TimeoutError:
+            return False
+        return True
 
     async def resume(self, name: str) -> bool:
         """Take a drain back; whether there was one."""
@@ -314,6 +382,10 @@ class AsyncClient:
 
     def _handle(self, job: AnyAsyncJob) -> AsyncJob:
         return job if isinstance(job, AsyncJob) and job._client is self else AsyncJob(self, checked_id(job))
+
+
+def _ids(jobs: AnyAsyncJob | Iterable[AnyAsyncJob]) -> list[str]:
+    return [checked_id(job) for job in ([jobs] if isinstance(jobs, str | int | AsyncJob) else jobs)]
 
 
 async def _within(told: asyncio.Queue[str], deadline: float | None) -> str | None:

@@ -415,8 +415,8 @@ class Client:
             cause=cause,
             schedule=schedule,
             outcomes=tuple(word.strip().lower() for word in words),
-            since=_seconds(since),
-            until=_seconds(until),
+            since=_timestamp(since),
+            until=_timestamp(until),
             final=final,
         )
         return Histories(self.session, query, limit)
@@ -485,7 +485,7 @@ class Client:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
 
 
-def _seconds(moment: float | datetime | None) -> float | None:
+def _timestamp(moment: float | datetime | None) -> float | None:
     return moment.timestamp() if isinstance(moment, datetime) else moment
 
 

@@ -47,18 +47,6 @@ class Reading:
     def _current(self) -> JobView:
         raise NotImplementedError
 
-    def explain(self) -> Explanation:
-        """Why it is where it is, and what would let it go on."""
-        return self._client.explain(self)
-
-    def hold(self, reason: str = "") -> Changed:
-        """Keep it from being dispatched, while it waits."""
-        return self._client.hold([self], reason)[0]
-
-    def release(self) -> Changed:
-        """Let it go on."""
-        return self._client.release([self])[0]
-
     @property
     def view(self) -> JobView:
         """Everything that the record says, as it is now."""
@@ -184,6 +172,18 @@ class Job(Reading):
     def follow(self) -> Iterator[Output]:
         """The job's output, piece by piece as it comes, until the job has ended."""
         return self._client.follow(self)
+
+    def explain(self) -> Explanation:
+        """Why it is where it is, and what would let it go on."""
+        return self._client.explain(self)
+
+    def hold(self, reason: str = "") -> Changed:
+        """Keep it from being dispatched, while it waits."""
+        return self._client.hold([self], reason)[0]
+
+    def release(self) -> Changed:
+        """Let it go on."""
+        return self._client.release([self])[0]
 
     def cancel(self) -> Cancelled:
         """Ask for the end of the job."""

@@ -29,8 +29,15 @@ ATTEND_EVERY, ATTENDS = 3.0, 10.0
 TIDY_EVERY, TIDY_PAUSE = 60.0, 0.02
 #: Seconds to wait after trouble with Redis or the file.
 PAUSE = 2.0
-#: How nice it is: its share beside others that want the processor is a tenth.
+#: How much nicer than its process: its share beside others that want the processor is a tenth of theirs.
 NICE = 10
+
+
+def step_aside() -> None:
+    """For a thread beside the main one: that gets the signals, whose calls they must interrupt, and the processor."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, nice + NICE))
 
 
 class Clerk:
@@ -60,9 +67,7 @@ class Clerk:
             thread.join(PAUSE)
 
     def _run(self) -> None:
-        # Signals are for the main thread, whose calls they must interrupt.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        step_aside()
         while not self._stop.is_set():
             try:
                 self.step()

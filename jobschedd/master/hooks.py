@@ -8,9 +8,7 @@ from Redis, where it outlives this process.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from jobschedd.errors import NotTheLeader, ProtocolError, StoreRefused, StoreUna
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Outcome, State
 from jobschedd.logs import get_logger
+from jobschedd.master.clerk import step_aside
 from jobschedd.master.delivery import SUBMITTER, Deliverer
 from jobschedd.store.hooks import Delivery, Event, Hooks, unpack
 from jobschedd.store.inspect import Inspect
@@ -119,9 +118,7 @@ class HookRunner:
         threading.Thread(target=self._keep_at, args=(step,), name=name, daemon=True).start()
 
     def _keep_at(self, step: Callable[[], None]) -> None:
-        # Signals are for the main thread, whose calls they must interrupt.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        step_aside()
         while not self._stop.is_set():
             try:
                 step()

@@ -77,6 +77,7 @@ def test_exports(fleet: Cluster, ended: dict[str, str]):
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
     table = list(csv.DictReader(io.StringIO(file.read_text())))
     assert [row["job"] for row in table] == [row["job"] for row in found]
+    assert [row["final"] for row in table] == ["true", "false", "true"]
     assert list(table[0]) == list(found[0]) and table[2]["labels"] == "gpu"
     assert not list(fleet.directory.glob("*.part"))
 

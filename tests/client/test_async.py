@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster import Cluster
-from jobschedd import AsyncClient
+from jobschedd import AsyncClient, Client, Job
 from jobschedd.client import AsyncJob
 from jobschedd.errors import (
     InvalidJob,
@@ -47,6 +48,21 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, within: flo
     while not await condition():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         await asyncio.sleep(0.01)
+
+
+def test_it_has_every_method_of_the_other():
+    """With the same parameters, but for what only a blocking program can use."""
+
+    def methods(kind: type) -> dict[str, list[str]]:
+        found = {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+        return {name: list(inspect.signature(one).parameters) for name, one in found.items() if callable(one)}
+
+    blocking, twin = methods(Client), methods(AsyncClient)
+    assert set(blocking) - set(twin) == {"read", "follower"}
+    ours = {name: parameters for name, parameters in blocking.items() if name in twin}
+    del ours["history"], twin["history"], ours["submit_stream"], twin["submit_stream"]
+    assert twin == ours
+    assert set(methods(Job)) == set(methods(AsyncJob))
 
 
 @run

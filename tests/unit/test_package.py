@@ -65,7 +65,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_its_keys_are_keys_of_the_namespace(self, name):
-        keys, given = Keys("x"), {"operation"}
+        keys, given = Keys("x"), {"operation", "queue"}
         for key in Script(name).key_names:
             assert key in given or isinstance(getattr(keys, key), str)
 

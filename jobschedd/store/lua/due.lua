@@ -1,3 +1,5 @@
+#!lua flags=allow-oom
+-- What a hook has to deliver now.
 -- KEYS: queue
 -- ARGV: base
 -- returns: {the delivery that is due, or ''; ms until the next one is, -1 where there is none}
