@@ -33,11 +33,9 @@ PAUSE = 2.0
 NICE = 10
 
 
-def step_aside() -> None:
-    """For a thread beside the main one: that gets the signals, whose calls they must interrupt, and the processor."""
+def leave_signals_alone() -> None:
+    """For a thread beside the main one: signals are for that, whose calls they must interrupt."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, nice + NICE))
 
 
 class Clerk:
@@ -67,7 +65,9 @@ class Clerk:
             thread.join(PAUSE)
 
     def _run(self) -> None:
-        step_aside()
+        leave_signals_alone()
+        nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, nice + NICE))
         while not self._stop.is_set():
             try:
                 self.step()

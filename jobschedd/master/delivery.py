@@ -39,6 +39,7 @@ class Deliverer:
         self._hook = hook
         self._moves = moves
         self._slot = OperationSlot(secrets.token_hex(8))
+        self._opener: urllib.request.OpenerDirector | None = None
 
     def deliver(self, event: str, payload: bytes) -> None:
         """Raises DeliveryFailed, and StoreUnavailable where a job cannot be submitted."""
@@ -100,18 +101,16 @@ class Deliverer:
         } | self._authorization()
         host = urlsplit(url).hostname
         try:
-            context = ssl.create_default_context(cafile=self._hook.ca_file)
-            opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+            self._opener = self._opener or _opener(self._hook.ca_file)
             request = urllib.request.Request(url, payload, headers)  # noqa: S310 - http and https, as checked
-            with opener.open(request, timeout=self._hook.timeout) as answer:
+            with self._opener.open(request, timeout=self._hook.timeout) as answer:
                 answer.read(_ANSWER)
         except urllib.error.HTTPError as error:
             error.close()
             raise DeliveryFailed(f"{host} answered {error.code}") from None
         except (OSError, HTTPException, ValueError) as error:
-            # Not the error's own words: they may hold the URL, and with it a secret.
-            reason = getattr(error, "reason", error)
-            raise DeliveryFailed(f"{host} cannot be reached: {type(reason).__name__}") from None
+            self._opener = None  # the next try reads the certificates anew
+            raise DeliveryFailed(f"{host} cannot be reached: {_reason(error)}") from None
 
     def _authorization(self) -> dict[str, str]:
         if self._hook.token is not None:
@@ -123,6 +122,18 @@ class Deliverer:
                 return {"Authorization": f"Bearer {file.readline().strip()}"}
         except (OSError, UnicodeDecodeError) as error:
             raise DeliveryFailed(f"cannot read {self._hook.token_file}: {type(error).__name__}") from None
+
+
+def _opener(ca_file: str | None) -> urllib.request.OpenerDirector:
+    """Certificates are verified. Reading all that are trusted takes a while, so it is kept."""
+    context = ssl.create_default_context(cafile=ca_file)
+    return urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+
+
+def _reason(error: Exception) -> str:
+    """What the system or the TLS library says; not the error's other words, which may hold the URL, a secret."""
+    cause = getattr(error, "reason", error)
+    return str(getattr(cause, "verify_message", "") or getattr(cause, "strerror", "") or type(cause).__name__)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

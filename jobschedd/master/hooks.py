@@ -25,7 +25,7 @@ from jobschedd.errors import NotTheLeader, ProtocolError, StoreRefused, StoreUna
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Outcome, State
 from jobschedd.logs import get_logger
-from jobschedd.master.clerk import step_aside
+from jobschedd.master.clerk import leave_signals_alone
 from jobschedd.master.delivery import SUBMITTER, Deliverer
 from jobschedd.store.hooks import Delivery, Event, Hooks, unpack
 from jobschedd.store.inspect import Inspect
@@ -118,7 +118,7 @@ class HookRunner:
         threading.Thread(target=self._keep_at, args=(step,), name=name, daemon=True).start()
 
     def _keep_at(self, step: Callable[[], None]) -> None:
-        step_aside()
+        leave_signals_alone()
         while not self._stop.is_set():
             try:
                 step()

@@ -18,7 +18,15 @@ def pair(cluster: Cluster) -> Cluster:
     cluster.start("master", node="m1")
     cluster.start("slave", node="n1", channels=["1", {"name": "gpu", "labels": ["gpu"], "slots": 4}])
     cluster.start("master", node="m2")
+    attending(cluster, 2)
     return cluster
+
+
+def attending(cluster: Cluster, masters: int) -> None:
+    """So many can be asked: each says so a moment after its start."""
+    with cluster.client() as client:
+        redis, key = client.session._redis, client.session.keys.masters
+        wait_until(lambda: redis.zcard(key) == masters, 10, f"{masters} masters answer\n{cluster.logs()}")
 
 
 def in_history(client, count: int, **which):
@@ -111,6 +119,7 @@ def test_an_unreadable_file_is_told(cluster: Cluster):
     (cluster.directory / "m1").mkdir()
     (cluster.directory / "m1" / "history.db").write_bytes(b"this is no database, " * 500)
     cluster.start("master", node="m1")
+    attending(cluster, 1)
     with (
         cluster.client() as client,
         pytest.raises(Unanswered, match="0 of 1 master answered: m1: cannot read its history"),
