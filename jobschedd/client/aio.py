@@ -23,7 +23,9 @@ from jobschedd.client.jobs import Job, Reading, checked_id, no_such_job
 from jobschedd.client.waiting import too_late
 from jobschedd.client.waits import End, Waits, gathered
 from jobschedd.client.why import Explanation
+from jobschedd.client.workflow import Workflow
 from jobschedd.errors import NotRead
+from jobschedd.links import Refs
 from jobschedd.store.attempts import Attempt
 from jobschedd.store.durability import Durability
 from jobschedd.store.views import ChannelView, JobView, NodeView
@@ -100,6 +102,44 @@ class AsyncJob(Reading):
         if self._view is None:
             raise NotRead(f"job {self.id} has not been read yet: await job.refresh() or job.wait() first")
         return self._view
+
+
+class AsyncWorkflow:
+    """Collects jobs, as ``Workflow`` does; at the end of the ``async with`` block all are submitted, or none."""
+
+    def __init__(self, client: AsyncClient, name: str = "") -> None:
+        self._client = client
+        self._workflow = Workflow(client._client, name)
+        #: How jobs are added: each gives a node, for the ``after`` of others.
+        self.submit, self.shell, self.call = self._workflow.submit, self._workflow.shell, self._workflow.call
+        self.add, self.after_all = self._workflow.add, self._workflow.after_all
+
+    async def __aenter__(self) -> AsyncWorkflow:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and self._workflow.nodes and not self._workflow.id:
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Submit all of it, in one step; the end of the block does that."""
+        await self._client._run(self._workflow.commit)
+
+    @property
+    def id(self) -> str:
+        """That of its first job; empty before the submit."""
+        return self._workflow.id
+
+    @property
+    def jobs(self) -> list[AsyncJob]:
+        """Its jobs, in the order in which they were added."""
+        return [self._client._ours(job) for job in self._workflow.jobs]
+
+    async def wait(self, timeout: float | None = None) -> list[AsyncJob]:
+        """Wait until all of them have ended."""
+        return await self._client.wait(self.jobs, timeout)
 
 
 AnyAsyncJob = str | int | AsyncJob
@@ -179,19 +219,23 @@ class AsyncClient:
         self, items: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
     ) -> AsyncIterator[AsyncJob]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted."""
-        first = 0
+        first, refs = 0, Refs()
         chunk: list[Mapping[str, Any]] = []
         async for item in _each(items):
             chunk.append(item)
             if len(chunk) == CHUNK:
-                async for job in self._streamed(chunk, first):
+                async for job in self._streamed(chunk, first, refs):
                     yield job
                 first, chunk = first + len(chunk), []
-        async for job in self._streamed(chunk, first):
+        async for job in self._streamed(chunk, first, refs):
             yield job
 
-    async def _streamed(self, chunk: Sequence[Mapping[str, Any]], first: int) -> AsyncIterator[AsyncJob]:
-        jobs, error = await self._run(lambda: gathered(self._client.submit_stream(chunk, first=first)))
+    def workflow(self, name: str = "") -> AsyncWorkflow:
+        """Jobs that depend on each other, collected in an ``async with`` block and submitted at its end."""
+        return AsyncWorkflow(self, name)
+
+    async def _streamed(self, chunk: Sequence[Mapping[str, Any]], first: int, refs: Refs) -> AsyncIterator[AsyncJob]:
+        jobs, error = await self._run(lambda: gathered(self._client._stream(chunk, first, refs)))
         for job in jobs:
             yield self._ours(job)
         if error is not None:
@@ -299,6 +343,11 @@ class AsyncClient:
         """Give jobs that wait another priority, -100 to 100."""
         ids = _ids(jobs)
         return await self._run(lambda: self._client.prioritise(ids, priority))
+
+    async def retried(self, job: AnyAsyncJob) -> str:
+        """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""
+        job_id = checked_id(job)
+        return await self._run(lambda: self._client.retried(job_id))
 
     async def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """Run ended jobs once more: (id, when it ended in ms), as ``matching`` gives them."""

@@ -154,16 +154,17 @@ class Client:
         self._insist_on_parents(checked)
         return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish, refs)]
 
-    def submit_stream(self, items: Iterable[Mapping[str, Any]], *, first: int = 0) -> Iterator[Job]:
+    def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
 
-        ``first``: number of the first item, for messages. Raises InvalidJob at a bad item, after what came before it
-        was submitted and yielded.
+        Raises InvalidJob at a bad item, after what came before it was submitted and yielded.
         """
+        return self._stream(items, 0, Refs())
+
+    def _stream(self, items: Iterable[Mapping[str, Any]], first: int, refs: Refs) -> Iterator[Job]:
+        """``first``: number of the first item, for messages; ``refs``: of what was submitted before."""
         chunk: list[Submission] = []
         error: InvalidJob | None = None
-        refs, size = Refs(), 0
-        for number, item in enumerate(items):
         size = 0
         for number, item in enumerate(items, first):
             try:

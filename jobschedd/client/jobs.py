@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 def checked_id(value: str | int | Reading) -> str:
     """The job id that ``value`` names. Raises UsageError for what can be none."""
-    text = value.id if isinstance(value, Job) else str(value)
-    if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
     text = value.id if isinstance(value, Reading) else str(value)
-    if isinstance(value, bool) or _ID.fullmatch(text) is None:
+    if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
         raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
     return text
 

@@ -17,7 +17,6 @@ from jobschedd.errors import NotDurable, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission
 from jobschedd.links import Refs, linked, within
-from jobschedd.store.connect import check_server, connect
 from jobschedd.store.attempts import Archives
 from jobschedd.store.connect import blocking, check_server, connect
 from jobschedd.store.durability import Durability, confirm

@@ -60,7 +60,7 @@ def test_it_has_every_method_of_the_other():
     blocking, twin = methods(Client), methods(AsyncClient)
     assert set(blocking) - set(twin) == {"read", "follower"}
     ours = {name: parameters for name, parameters in blocking.items() if name in twin}
-    del ours["history"], twin["history"], ours["submit_stream"], twin["submit_stream"]
+    del ours["history"], twin["history"]
     assert twin == ours
     assert set(methods(Job)) == set(methods(AsyncJob))
 
@@ -128,6 +128,17 @@ async def test_many_jobs_and_streams_of_them(fleet: Cluster):
             await anext(some)
         with pytest.raises(InvalidJob, match="item 2"):
             await client.submit_many([{"command": ["true"]}, {"command": ["true"]}, {}])
+
+
+@run
+async def test_a_workflow(fleet: Cluster):
+    async with connected(fleet) as client:
+        async with client.workflow("flow") as w:
+            first = w.submit(["true"])
+            w.submit(["true"], after=first)
+        assert [job.outcome for job in await w.wait(20)] == ["succeeded"] * 2 and w.id == first.id
+        refs = [{"command": ["true"], "ref": f"r{n}", **({"after": f"r{n - 1}"} if n else {})} for n in range(3)]
+        assert len(await client.wait([job async for job in client.submit_stream(refs)], 20)) == 3
 
 
 @run

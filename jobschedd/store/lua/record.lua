@@ -139,6 +139,8 @@ local function forget_waiting(id, r)
   local due = r and r.entry_time or 0
   if r then r.entry_time, r.entry_number = 0, 0 end
   return due
+end
+
 -- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
 local EVENTS_LIMIT = 100000
 local hooked
