@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
 from jobschedd.store.durability import Durability
-from jobschedd.store.views import JobView
+from jobschedd.store.views import ArrayCounts, JobView
 from jobschedd.submission import JOB_ID
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def checked_id(value: str | int | Job) -> str:
     """The job id that ``value`` names. Raises UsageError for what can be none."""
     text = value.id if isinstance(value, Job) else str(value)
     if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
-        raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
+        raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123, and of a task 123_45")
     return text
 
 
@@ -64,6 +64,23 @@ class Job:
     def follow(self) -> Iterator[Output]:
         """The job's output, piece by piece as it comes, until the job has ended."""
         return self._client.follow(self)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it stands for many tasks."""
+        return self._current().is_array
+
+    @property
+    def counts(self) -> ArrayCounts | None:
+        """Of an array, where its tasks are now; None for any other job."""
+        return self._client.read(self.id).counts
+
+    def tasks(self, *statuses: str) -> Iterator[Job]:
+        """The tasks of an array in any of these states or with any of these outcomes (none given: all), by index.
+
+        Tasks that have not started are among them; those that succeeded and are past their retention are not.
+        """
+        return self._client.tasks(self, *statuses)
 
     def cancel(self) -> Cancelled:
         """Ask for the end of the job."""
