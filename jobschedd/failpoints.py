@@ -32,6 +32,7 @@ FAILPOINTS = (
     "dispatcher.interrupt.after",
     "dispatcher.unblock.before",
     "dispatcher.unblock.after",
+    "dispatcher.cancel.before",
     "publisher.publish.before",
     "publisher.publish.after",
     "collector.begin.after",

@@ -33,7 +33,7 @@ class Script:
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        self.text = f"{shebang}\n{_text('record')}\nlocal KEY = {{{table}}}\n{body}".lstrip()
+        self.text = f"{shebang}\n{_text('record')}\n{_text('array')}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
