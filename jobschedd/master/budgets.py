@@ -90,9 +90,10 @@ class Budgets:
 def fullness(budgets: Mapping[str, int], pending: int, used: int, maxmemory: int) -> str:
     """What is full, for people; empty where nothing is. Pure."""
     if 0 < budgets["pending"] <= pending:
-        return f"jobs that wait use {_mib(pending)} of their budget of {_mib(budgets['pending'])} (budgets.pending)"
+        return f"jobs that wait use {_amount(pending)} of their {_amount(budgets['pending'])} (budgets.pending)"
     if maxmemory and used >= maxmemory - budgets["reserve"]:
-        return f"Redis uses {_mib(used)} of {_mib(maxmemory)}, the rest is reserved for results (budgets.reserve)"
+        room = f"{_amount(used)} of {_amount(maxmemory)}"
+        return f"Redis uses {room}, and the rest is reserved for results (budgets.reserve)"
     return ""
 
 
@@ -100,8 +101,8 @@ def _bytes(share: float, maxmemory: int) -> int:
     return round(share * maxmemory) if share <= 1 else round(share)
 
 
-def _mib(number: int) -> str:
-    return f"{number / (1 << 20):.1f} MiB"
+def _amount(number: int) -> str:
+    return f"{number / 1024:.0f} KiB" if number < 10 << 20 else f"{number / (1 << 20):.0f} MiB"
 
 
 def _size(path: str) -> int:

@@ -51,6 +51,17 @@ class TestSample:
         mean = driver.client.memory_usage(driver.keys.job("1"))
         assert memory.sample().waiting_bytes == pytest.approx(2000 * mean, rel=0.1)
 
+    def test_held_jobs_count_too(self, driver, memory):
+        ids = driver.submit(40, hold=True)
+        mean = driver.client.memory_usage(driver.keys.job("1"))
+        assert memory.sample().waiting == 40
+        assert driver.dispatch(driver.channel(), 10).sent == 0
+        assert driver.pending() == [], "they are parked"
+        sample = memory.sample()
+        assert (sample.waiting, sample.waiting_bytes) == (40, pytest.approx(40 * mean, rel=0.1))
+        driver.moves.cancel(ids, KEEP)
+        assert memory.sample().waiting == 0
+
 
 class TestAdmission:
     def test_a_full_queue_refuses_and_says_why(self, driver, memory):

@@ -29,7 +29,7 @@ for _ = 1, draws do
   keys[kind], bytes[kind] = keys[kind] + 1, bytes[kind] + bytes_of(key)
 end
 
-local lists, waiting = {}, call('ZCARD', KEY.scheduled) + call('HLEN', KEY.held)
+local lists, waiting = {}, call('ZCARD', KEY.scheduled)
 for _, name in ipairs(call('SMEMBERS', KEY.pending)) do
   local length = call('LLEN', BASE .. 'pending:' .. name)
   lists[#lists + 1] = {BASE .. 'pending:' .. name, length}
@@ -52,6 +52,17 @@ end
 for _, id in ipairs(call('ZRANDMEMBER', KEY.scheduled, math.min(waiting_draws, call('ZCARD', KEY.scheduled)))) do
   draw(id)
 end
+
+-- Of the held ones, those that stand in no list come on top.
+local held, parked = call('HRANDFIELD', KEY.held, waiting_draws), 0
+for _, id in ipairs(held) do
+  local r = read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
+  if r and has(r.flags, PARKED) then
+    parked = parked + 1
+    draw(id)
+  end
+end
+if #held > 0 then waiting = waiting + math.floor(call('HLEN', KEY.held) * parked / #held) end
 
 local reply = {call('DBSIZE')}
 for _, kind in ipairs(order) do
