@@ -140,6 +140,73 @@ def _retry(fleet: Fleet, where: Where) -> None:
     fleet.retried.add(job.id)
 
 
+def _keyed(fleet: Fleet, where: Where) -> None:
+    """The same key twice, and the answer to the second is lost: still one job."""
+    item = fleet.ledger.item(key=f"once-{where.name}", key_scope="running", hold=True)
+    (job,) = fleet.ledger.submit(fleet.client, [item])
+    cut = fleet.proxy.cut(script("submit").sha, where, client=CLIENT)
+    assert [again.id for again in fleet.client.submit_many([item])] == [job.id]
+    hit(cut)
+    fleet.client.release(job)
+    fleet.ran_once([job])
+
+
+def _hold(fleet: Fleet, where: Where) -> None:
+    (job,) = fleet.submit(delay=1)
+    cut = fleet.proxy.cut(script("hold").sha, where, client=CLIENT)
+    assert fleet.client.hold(job)[0].answer == "done"
+    hit(cut)
+    fleet.until(lambda: fleet.client.job(job).state == "pending", "its time has come")
+    fleet.ran_once(fleet.submit(2))
+    assert not fleet.starts(job)
+    fleet.client.release(job)
+    fleet.ran_once([job])
+
+
+def _release(fleet: Fleet, where: Where) -> None:
+    (job,) = fleet.submit(hold=True)
+    fleet.ran_once(fleet.submit(1))
+    cut = fleet.proxy.cut(script("release").sha, where, client=CLIENT)
+    fleet.client.release(job)
+    hit(cut)
+    fleet.ran_once([job])
+
+
+def _prioritise(fleet: Fleet, where: Where) -> None:
+    (job,) = fleet.submit(delay=1)
+    cut = fleet.proxy.cut(script("prioritise").sha, where, client=CLIENT)
+    assert fleet.client.prioritise(job, 7)[0].answer == "done"
+    hit(cut)
+    fleet.ran_once([job])
+    assert fleet.client.job(job).view.header.priority == 7
+
+
+def _interrupt(fleet: Fleet, where: Where) -> None:
+    """A drain whose time is over: the leader asks again, until the channel is empty."""
+    job = fleet.client.submit(["sh", "-c", "[ $JOBSCHED_ATTEMPT = 2 ] || sleep 60"], channel="1")
+    fleet.until(lambda: job.state == "running", "it runs")
+    cut = fleet.proxy.cut(script("interrupt").sha, where, client=DISPATCHER)
+    fleet.client.drain("1", deadline=0, then="requeue")
+    try:
+        hit(cut)
+        assert fleet.client.drained("1", 20)
+    finally:
+        fleet.client.resume("1")
+    fleet.client.wait([job], timeout=20)
+    assert (job.outcome, job.attempt) == ("succeeded", 2)
+
+
+def _heard(fleet: Fleet, where: Where) -> None:
+    cut = fleet.proxy.cut(script("heard").sha, where, client=DISPATCHER)
+    fleet.client.drain("1")
+    try:
+        hit(cut)
+        assert fleet.client.drained("1", 20)
+    finally:
+        fleet.client.resume("1")
+    fleet.ran_once(fleet.submit(2, channel="1"))
+
+
 def _await(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(seconds=0.3)
     cut = fleet.proxy.cut(script("await").sha, where, client=CLIENT)
@@ -322,6 +389,12 @@ MOVES = [
     _cancel,
     _cancel_running,
     _retry,
+    _keyed,
+    _hold,
+    _release,
+    _prioritise,
+    _interrupt,
+    _heard,
     _await,
     _inbox,
     _follow,
@@ -367,6 +440,6 @@ def test_takes_effect_once(fleet: Fleet, move: Callable[[Fleet, Where], None], w
 def test_every_script_and_function_is_cut():
     """A new move without a case here is a hole in the table."""
     scripts = {"submit", "cancel", "retry", "await", "follow", "lead", "dispatch", "collect", "requeue", "reap"}
-    scripts |= {"promote", "hint"}
+    scripts |= {"promote", "hint", "hold", "release", "prioritise", "interrupt", "heard"}
     cut = {name for move in MOVES for name in move.__code__.co_consts if isinstance(name, str)}
     assert scripts <= cut
