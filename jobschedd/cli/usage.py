@@ -20,8 +20,9 @@ def usage_command(as_json: bool) -> None:
     """Show what uses how much in Redis, by kind, the budgets that are set, and how large the history is.
 
     \b
-    Kinds: waiting, active, finished (records of jobs), output (live output), others by the name of their keys;
-    foreign: keys of other namespaces and programs. Numbers of keys and bytes are estimates from samples.
+    Kinds: waiting, blocked (they wait for other jobs), active, finished (records of jobs), output (live output),
+    others by the name of their keys; foreign: keys of other namespaces and programs. Numbers of keys and bytes are
+    estimates from samples.
     """
     from jobschedd.store.memory import Memory
 

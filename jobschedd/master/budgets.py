@@ -47,13 +47,14 @@ class Budgets:
         budgets = {name: _bytes(share, maxmemory) for name, share in self._shares.items()}
         sample = self._memory.sample() if any(budgets.values()) else Sample(0, 0)
         finished, output = self._smoothed("finished", sample), self._smoothed("output", sample)
-        full = fullness(budgets, sample.waiting_bytes, used, maxmemory)
+        pending = sample.waiting_bytes + self._smoothed("blocked", sample)
+        full = fullness(budgets, pending, used, maxmemory)
         if full != self._full:
             log.warning("queue full: submits are refused", why=full) if full else log.notice("queue is open again")
             self._full = full
         usage = Usage(
             at=self._clock.now(),
-            pending=sample.waiting_bytes,
+            pending=pending,
             finished=finished,
             output=output,
             used=used,

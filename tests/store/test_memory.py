@@ -51,6 +51,13 @@ class TestSample:
         mean = driver.client.memory_usage(driver.keys.job("1"))
         assert memory.sample().waiting_bytes == pytest.approx(2000 * mean, rel=0.1)
 
+    def test_jobs_that_wait_for_others_are_a_kind_of_their_own(self, driver, memory):
+        first, *_ = driver.submit(1)
+        driver.submit(20, after=[first])
+        sample = memory.sample(draws=2000)
+        assert sample.waiting == 1
+        assert sample.keys_of("blocked") == pytest.approx(20, abs=6)
+
     def test_held_jobs_count_too(self, driver, memory):
         ids = driver.submit(40, hold=True)
         mean = driver.client.memory_usage(driver.keys.job("1"))

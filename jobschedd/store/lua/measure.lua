@@ -14,6 +14,7 @@ local function kind_of(key)
   if kind ~= 'job' then return kind end
   local r = read(call('GETRANGE', key, 0, 59))
   if not r then return 'other' end
+  if r.state == WAITING then return 'blocked' end
   return r.state == DONE and 'finished' or (r.state == DISPATCHED or r.state == RUNNING) and 'active' or 'waiting'
 end
 
