@@ -379,7 +379,7 @@ def _last_line(error: str) -> str:
 
 #: By state, what is asked in this order. To add a reason: write a function, and put it where it takes precedence.
 REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
-    State.WAITING: (data_lost, no_master, held, dependency),
+    State.WAITING: (data_lost, no_master, dependency, held),
     State.SCHEDULED: (data_lost, held, publish_again, back_off, scheduled),
     State.PENDING: (
         data_lost,
