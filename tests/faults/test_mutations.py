@@ -114,6 +114,18 @@ MUTATIONS = {
         "call('COPY', BASE .. 'dependents:' .. parent, BASE .. 'unblocking:' .. number)",
         ["tests/store/test_unblock.py"],
     ),
+    "a stale place in a list is a place": Mutation(
+        "store/lua/record.lua",
+        r" and r\.class == class and r\.priority == priority",
+        "",
+        ["tests/store/test_hold.py"],
+    ),
+    "a held job is dispatched": Mutation(
+        "store/lua/dispatch.lua",
+        r"if has\(r\.flags, HELD\) then",
+        "if false then",
+        ["tests/store/test_hold.py"],
+    ),
     "silence is trusted at once": Mutation(
         "master/dispatcher.py",
         r"return self\._trusted_since is not None and .*",
