@@ -28,7 +28,7 @@ from jobschedd.errors import NotRead
 from jobschedd.links import Refs
 from jobschedd.store.attempts import Attempt
 from jobschedd.store.durability import Durability
-from jobschedd.store.views import ChannelView, JobView, NodeView
+from jobschedd.store.views import ArrayCounts, ChannelView, JobView, NodeView
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -74,6 +74,15 @@ class AsyncJob(Reading):
     def follow(self) -> AsyncIterator[Output]:
         """The job's output, piece by piece as it comes, until the job has ended."""
         return self._client.follow(self)
+
+    @property
+    def counts(self) -> ArrayCounts | None:
+        """Of an array, where its tasks were when it was read last; None for any other job."""
+        return self._current().counts
+
+    def tasks(self, *statuses: str) -> AsyncIterator[AsyncJob]:
+        """The tasks of an array in any of these states or with any of these outcomes (none given: all), by index."""
+        return self._client.tasks(self, *statuses)
 
     async def explain(self) -> Explanation:
         """Why it is where it is."""
@@ -302,6 +311,12 @@ class AsyncClient:
         async for job in self._stepped(lambda: self._client.jobs(*statuses, limit=limit, name=name), _STEP):
             yield self._ours(job)
 
+    async def tasks(self, array: AnyAsyncJob, *statuses: str) -> AsyncIterator[AsyncJob]:
+        """The tasks of an array, by index, in any of these states or with any of these outcomes (none given: all)."""
+        array_id = checked_id(array)
+        async for job in self._stepped(lambda: self._client.tasks(array_id, *statuses), _STEP):
+            yield self._ours(job)
+
     async def history(self, **which: Any) -> AsyncIterator[Attempt]:
         """Attempts that ended, newest first. Raises Unanswered, at the end too, where not every master answered."""
         histories = self._client.history(**which)
@@ -343,6 +358,11 @@ class AsyncClient:
         """Give jobs that wait another priority, -100 to 100."""
         ids = _ids(jobs)
         return await self._run(lambda: self._client.prioritise(ids, priority))
+
+    async def retry_failed(self, array: AnyAsyncJob) -> int:
+        """Run those tasks of an array once more that did not succeed; how many that are."""
+        array_id = checked_id(array)
+        return await self._run(lambda: self._client.retry_failed(array_id))
 
     async def retried(self, job: AnyAsyncJob) -> str:
         """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""
@@ -408,8 +428,9 @@ class AsyncClient:
     async def _stepped(self, begin: Callable[[], Iterator[Item]], count: int) -> AsyncIterator[Item]:
         """What a blocking iterator yields, ``count`` at a time, in one thread of its own."""
         pool, loop = ThreadPoolExecutor(1, thread_name_prefix="jobsched"), asyncio.get_running_loop()
-        iterator = begin()
+        iterator: Iterator[Item] = iter(())
         try:
+            iterator = await loop.run_in_executor(pool, begin)
             while True:
                 items, error = await loop.run_in_executor(pool, lambda: gathered(islice(iterator, count)))
                 for item in items:

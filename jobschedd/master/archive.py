@@ -65,8 +65,11 @@ class Archive:
     def prune(self, before: float, largest: int | None) -> int:
         """Delete a few of what ended before this time, or is too much by bytes, the oldest first; how many."""
         with self._writing() as database:
-            too_large = largest is not None and _bytes_in_use(database) > largest
-            where, values, most = ("", (), BATCH_OF_LARGE) if too_large else ("WHERE ended < ?", (before,), BATCH)
+            # Both times: an end without a time of its own is not an old one.
+            values: tuple[float, ...] = (before, before)
+            where, most = "WHERE ended < ? AND submitted < ?", BATCH
+            if largest is not None and _bytes_in_use(database) > largest:
+                where, values, most = "", (), BATCH_OF_LARGE
             oldest = f"SELECT {_IDENTITY} FROM attempts {where} ORDER BY {_KEY} LIMIT {most}"
             return database.execute(f"DELETE FROM attempts WHERE ({_IDENTITY}) IN ({oldest})", values).rowcount
 

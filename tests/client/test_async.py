@@ -142,6 +142,19 @@ async def test_a_workflow(fleet: Cluster):
 
 
 @run
+async def test_an_array(fleet: Cluster):
+    async with connected(fleet) as client:
+        array = await client.shell("test $JOBSCHED_ARRAY_INDEX != 2", array="1-3", channel="gpu")
+        assert (await array.wait(20)).outcome == "failed"
+        tasks = [(task.id, task.outcome) async for task in array.tasks()]
+        assert tasks == [(f"{array.id}_{n}", "failed" if n == 2 else "succeeded") for n in (1, 2, 3)]
+        await array.refresh()
+        assert array.is_array and await client.retry_failed(array) == 1
+        with pytest.raises(UsageError, match="is no array"):
+            [task async for task in client.tasks(await client.submit(["true"]))]
+
+
+@run
 async def test_the_first_to_end_comes_first(fleet: Cluster):
     async with connected(fleet) as client:
         slow = await client.submit(["sleep", "1"], channel="gpu")

@@ -159,6 +159,11 @@ class TestPruning:
         assert [archive.prune(float(BATCH + 11), None) for _ in range(3)] == [BATCH, 10, 0]
         assert jobs_of(archive, until=float(BATCH + 12)) == [str(BATCH + 11)]
 
+    def test_an_end_without_a_time_is_as_old_as_its_submit(self, path: str):
+        archive = stored(path, [made_row(1, ended=0.0)])
+        assert archive.prune(1.0, None) == 0
+        assert archive.prune(1.5, None) == 1
+
     def test_what_is_too_much_goes_oldest_first(self, path: str):
         filler = "x" * 5000
         archive = stored(path, [made_row(number, error=filler) for number in range(1, 601)])
