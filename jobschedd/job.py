@@ -100,6 +100,11 @@ TRANSITIONS: Final = frozenset(
     {
         ("submit", None, State.PENDING),
         ("submit", None, State.SCHEDULED),
+        ("fire", None, State.PENDING),  # a schedule's time has come
+        ("fire", None, State.SCHEDULED),  # with jitter
+        ("replace", State.PENDING, State.DONE),  # by the next fire of its schedule
+        ("replace", State.SCHEDULED, State.DONE),
+        ("replace", State.WAITING, State.DONE),
         ("promote", State.SCHEDULED, State.PENDING),
         ("dispatch", State.PENDING, State.DISPATCHED),
         ("expire", State.SCHEDULED, State.DONE),
@@ -175,6 +180,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     submitter: str = ""
     key: str = ""  # idempotency key
     key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
+    schedule: str = ""  # the schedule that fired it
+    scheduled_for: int = 0  # and for which of its times, in milliseconds since the epoch
 
     @property
     def what(self) -> str:

@@ -31,6 +31,7 @@ COMMANDS = {
     "release": "control",
     "priority": "control",
     "logs": "logs",
+    "schedule": "schedule",
     "nodes": "fleet",
     "channels": "fleet",
     "drain": "fleet",

@@ -24,6 +24,7 @@ from jobschedd.config.values import (
     PositiveDuration,
     RedisUrl,
     Roles,
+    Schedules,
     Secret,
     Size,
     Slots,
@@ -91,6 +92,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     result_timeout: PositiveDuration = 3600.0
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024
+    schedules: Schedules = ()
 
 
 class ChannelConfig(Struct, frozen=True, kw_only=True):

@@ -141,7 +141,7 @@ class Moves:
             first = group[0]
             times = (first.delay_ms, first.at_ms, first.expires_ms)
             arguments += [first.target.key(), first.priority, *times, first.key, len(group)]
-            arguments += [_new_record(submission, waiter) for submission in group]
+            arguments += [new_record(submission, waiter) for submission in group]
         answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
         ids: list[str] = []
         for first_id, group in zip(answer[1:], groups, strict=True):
@@ -298,7 +298,8 @@ def _group_key(submission: Submission) -> Any:
     return submission.target, submission.priority, submission.delay_ms, submission.at_ms, submission.expires_ms
 
 
-def _new_record(submission: Submission, waiter: int) -> bytes:
+def new_record(submission: Submission, waiter: int = 0) -> bytes:
+    """The record of a job to be, but for what the server fills in: class, times, state."""
     header = Header(state=State.PENDING, flags=submission.flags, priority=submission.priority, waiter=waiter)
     return header.pack(len(submission.spec)) + submission.spec
 

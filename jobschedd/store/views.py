@@ -129,6 +129,8 @@ class JobView:
             "pid": result.pid or None,
             "key": spec.key or None,
             "submitter": spec.submitter or None,
+            "schedule": spec.schedule or None,
+            "scheduled_for": _seconds(spec.scheduled_for),
             "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
         }
         if output:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- move: cancel: PENDING, SCHEDULED, WAITING -> DONE
 -- (with a channel: a flag on the record and a hint)
--- KEYS: scheduled cancelling
+-- KEYS:
 -- ARGV: base, keep (ms), ids...
 -- returns: per id {1 cancelled | 2 requested | 3 had ended | 4 unknown, outcome where it had ended}
 local now, keep = now_ms(), tonumber(ARGV[2])
@@ -15,19 +15,8 @@ for at = 3, #ARGV do
     reply = {4}
   elseif r.state == DONE then
     reply = {3, r.outcome}
-  elseif r.state == DISPATCHED or r.state == RUNNING then
-    if not has(r.flags, CANCEL_REQUESTED) then
-      r.flags = r.flags + CANCEL_REQUESTED
-      write_middle(id, r)
-      call('SADD', KEY.cancelling, id)
-    end
-    hint('cancel', id, r)
-    reply = {2}
   else
-    if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
-    finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
-    if r.state == PENDING then drop_tombstones(r.class, r.priority) end
-    reply = {1}
+    reply = {request_end(id, rec, r, keep, now)}
   end
   replies[#replies + 1] = reply
 end

@@ -200,3 +200,20 @@ local function watch_expiry(id, r)
   call('ZADD', BASE .. 'expiring', r.expires, id)
   ring('s')
 end
+
+-- Somebody wants the end of a job that has not ended: 1 cancelled, or 2 asked of the channel that has it.
+local function request_end(id, rec, r, keep, now)
+  if r.state == DISPATCHED or r.state == RUNNING then
+    if not has(r.flags, CANCEL_REQUESTED) then
+      r.flags = r.flags + CANCEL_REQUESTED
+      write_middle(id, r)
+      call('SADD', BASE .. 'cancelling', id)
+    end
+    hint('cancel', id, r)
+    return 2
+  end
+  if r.state == SCHEDULED then call('ZREM', BASE .. 'scheduled', id) end
+  finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
+  if r.state == PENDING then drop_tombstones(r.class, r.priority) end
+  return 1
+end
