@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import chain, count
+from itertools import count
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -147,18 +147,21 @@ def _seconds(wall: datetime) -> int:
 
 
 def _spans(zone: ZoneInfo, moment: int) -> Iterator[_Span]:
-    """From the one that holds ``moment`` on."""
+    """From the one that holds ``moment`` on. They end with the year, too: nobody looks further than is asked for."""
     begin = moment - 2 * _DAY
     offset, change = _offset(zone, begin), 0
-    first_year = _wall(begin).year
-    changes = chain.from_iterable(_changes(zone, year) for year in range(first_year, _LAST_YEAR))
-    for at, after in changes:
-        if at <= begin:
-            continue
-        if at > moment:
-            yield _Span(begin, at, offset, change, after - offset)
-        begin, offset, change = at, after, after - offset
-    yield _Span(begin, _seconds(datetime(_LAST_YEAR, 1, 1)), offset, change, 0)
+    for year in range(_wall(begin).year, _LAST_YEAR):
+        for at, after in _changes(zone, year):
+            if at <= begin:
+                continue
+            if at > moment:
+                yield _Span(begin, at, offset, change, after - offset)
+            begin, offset, change = at, after, after - offset
+        end = _seconds(datetime(year + 1, 1, 1))
+        # Not while the wall clock may still repeat what it has shown.
+        if end > moment and end - begin > 3 * _DAY:
+            yield _Span(begin, end, offset, change, 0)
+            begin, change = end, 0
 
 
 @lru_cache(maxsize=4096)

@@ -58,7 +58,7 @@ def schedule_command() -> None:
     """
 
 
-@schedule_command.command("add", context_settings={"allow_interspersed_args": False})
+@schedule_command.command("add")
 @click.argument("schedule_name", metavar="NAME")
 @_timing_options
 @click.option(
@@ -152,7 +152,7 @@ def _has_changes(added: Schedule) -> bool:
 def list_command(as_json: bool) -> None:
     """List the schedules, with the last and the next time of each."""
     client = connect()
-    found = client.schedules.list()
+    found = client.schedules.all()
     if as_json:
         print_json_lines(_document(one) for one in found)
         return

@@ -65,7 +65,7 @@ class Schedules:
             raise UsageError(f"there is another schedule {wanted.name}: replace it (--replace), or take another name")
         return wanted
 
-    def list(self) -> list[Stored]:
+    def all(self) -> list[Stored]:
         """All of them, by name."""
         return self._session.patiently(lambda: self._store.all())[0]
 

@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,11 @@ LOST = frozenset({("lost", "channel_lost"), ("lost", "no_answer"), ("failed", "d
 
 def _nothing(scene: Scene) -> None:
     """The load alone passes the point."""
+
+
+def _schedule(scene: Scene) -> None:
+    scene.under_way()
+    scene.client.schedules.add(name="tick", every="1s", shell="true", if_running="allow", end=time.time() + 6)
 
 
 def _kill_channel(scene: Scene) -> None:
@@ -113,6 +119,9 @@ CASES = {
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),
     "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
+    "dispatcher.timetable.after": Case("master", 1),
+    "dispatcher.fire.before": Case("master", 2, _schedule),
+    "dispatcher.fire.after": Case("master", 2, _schedule),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),
