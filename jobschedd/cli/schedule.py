@@ -353,8 +353,8 @@ def next_command(name: str | None, count: int, after: str | None, as_json: bool,
     else:
         for one in found:
             click.echo(_local(one) + ("  " if one.note else "") + one.note)
-    if not found:
-        note("none of its times is left")
+    if len(found) < count:
+        note(f"only {len(found)} of its times are left" if found else "none of its times is left")
 
 
 def _milliseconds(after: str | None) -> int:
