@@ -28,6 +28,8 @@ _NOT_FOR_A_FIRE = {
     "delay": "the schedule says when",
     "at": "the schedule says when; for one time only: jobsched submit --at",
     "key": "each fire has a key of its own",
+    "key_scope": "each fire has a key of its own",
+    "hold": "pause the schedule instead",
     "follow": "nobody waits for it",
 }
 
