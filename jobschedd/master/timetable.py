@@ -9,7 +9,7 @@ fired late; what is later than a minute counts as missed, and the schedule's ``c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jobschedd.clock import Clock
 from jobschedd.errors import InvalidJob, QueueFull
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 #: Milliseconds by which a time may be late and still count as met: a change of the lead takes less.
 MISSED_AFTER = 60_000
-FIRES_PER_CALL = 200
+FIRES_PER_CALL, BYTES_PER_CALL = 200, 4 << 20
 #: Times that are looked at, at most, to see what was missed.
 MOST_MISSED = 10_000
 #: Seconds between looks whether a job is over that another fire waits for, and before a refused call is repeated.
@@ -162,8 +162,8 @@ class Timetable:
             self._read(fence)
         now = self._clock.boottime()
         fires = self._due() + self._queued(now)
-        for start in range(0, len(fires), FIRES_PER_CALL):
-            if self._known and not self._fire(fence, fires[start : start + FIRES_PER_CALL]):
+        for some in _calls(fires):
+            if not self._known or not self._fire(fence, some):
                 return
 
     def _read(self, fence: str) -> None:
@@ -261,3 +261,18 @@ class Timetable:
             log.warning(
                 "schedule missed times", schedule=name, count=fire.missed, catch_up=fire.stored.schedule.catch_up
             )
+
+
+def _calls(fires: Sequence[Fire]) -> Iterator[list[Fire]]:
+    """As many as one call of the script should carry."""
+    some: list[Fire] = []
+    size = 0
+    for fire in fires:
+        length = len(fire.submission.spec) if fire.submission is not None else 0
+        if some and (len(some) == FIRES_PER_CALL or size + length > BYTES_PER_CALL):
+            yield some
+            some, size = [], 0
+        some.append(fire)
+        size += length
+    if some:
+        yield some

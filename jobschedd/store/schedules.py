@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import redis
@@ -18,6 +18,8 @@ from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import new_record
 from jobschedd.store.scripts import script
+
+Read = TypeVar("Read")
 
 #: A master that has not said for so long that it is there is forgotten.
 FORGET_MASTER = 86_400_000
@@ -32,12 +34,22 @@ class Fired(msgspec.Struct, frozen=True):
     job: str = ""
 
 
-class Master(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Master:
     """What a master said last. ``at``: milliseconds of the server's clock."""
 
     name: str
     at: float
     schedules: tuple[str, ...] = ()  # name:revision of those in its configuration
+
+
+class _Said(msgspec.Struct):
+    at: float
+    says: str
+
+
+class _Told(msgspec.Struct):
+    schedules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Schedules:
         """What a schedule did last, the newest first."""
         with translated():
             lines = self._client.lrange(self._keys.fires(name), 0, limit - 1)
-        return [msgspec.json.decode(line, type=Fired) for line in lines]
+        return [fire for line in lines if (fire := _read(line, Fired)) is not None]
 
     def masters(self) -> list[Master]:
         """Every master that was there within a day."""
@@ -130,9 +142,10 @@ class Schedules:
             said = self._client.hgetall(self._keys.masters)
         found = []
         for name, text in said.items():
-            outer = json.loads(text)
-            told = json.loads(outer["says"])
-            found.append(Master(name.decode(), outer["at"], tuple(told.get("schedules", ()))))
+            outer = _read(text, _Said)
+            told = _read(outer.says.encode(), _Told) if outer is not None else None
+            if outer is not None and told is not None:
+                found.append(Master(name.decode(errors="replace"), outer.at, told.schedules))
         return sorted(found, key=lambda master: master.name)
 
     def now(self) -> int:
@@ -206,6 +219,14 @@ def _stored(definition: bytes, state: dict[bytes, bytes]) -> Stored:
         job=told.get("job", ""),
         **numbers,
     )
+
+
+def _read(data: bytes, kind: type[Read]) -> Read | None:
+    """None for what somebody else has written there."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _text(value: bytes | str) -> str:

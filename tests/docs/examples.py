@@ -121,7 +121,7 @@ def matches(expected: str, said: str) -> bool:
     return re.fullmatch(pattern, said) is not None
 
 
-def run_console(text: str, directory: Path, environment: Mapping[str, str], within: float = 60) -> None:
+def run_console(text: str, directory: Path, environment: Mapping[str, str], within: float = 100) -> None:
     """Type the commands of a block into one bash. Raises AssertionError that shows the first difference.
 
     What a block leaves in variables, the next one of the same directory finds.
@@ -149,7 +149,7 @@ def run_console(text: str, directory: Path, environment: Mapping[str, str], with
     assert len(said) == len(todo) + 1, f"only {len(said) - 1} of {len(todo)} commands ran:\n{done.stdout}"
 
 
-def run_python(text: str, directory: Path, environment: Mapping[str, str], within: float = 60) -> None:
+def run_python(text: str, directory: Path, environment: Mapping[str, str], within: float = 100) -> None:
     """Run a program. Raises AssertionError with what it said where it fails."""
     done = subprocess.run(
         [sys.executable, "-c", text],

@@ -15,6 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scheduling.md"
 CHANNELS = ["1", "2", {"name": "gpu", "slots": 2, "labels": ["gpu"]}]
 
 
+@pytest.mark.timeout(300)  # each command of a block starts a Python of its own
 @pytest.mark.parametrize("section", sections(PAGE), ids=lambda section: section.title)
 def test_the_page_tells_the_truth(cluster: Cluster, section: Section):
     directory = cluster.directory / "reader"

@@ -197,11 +197,18 @@ def test_broken_between_two_effects(cluster, ledger, redis_server, point, fault)
         if fault == "stop":
             _outlast_the_lease(scene)
         account = scene.verdict(within=40, expected=SUCCESS | (LOST if case.pubsub else frozenset()))
+        if case.trouble is _schedule:
+            _each_second_has_one_job(scene)
         unlucky = [end for end in account.ends if end.outcome != "succeeded"]
         # The classic wire promises at most one start: what was on its way, or in the process that died, is lost.
         assert len(unlucky) <= (8 if case.pubsub else 0), f"these ended otherwise: {unlucky}"
         figures |= of_account(account)
         figures["unlucky"] = len(unlucky)
+
+
+def _each_second_has_one_job(scene: Scene) -> None:
+    times = sorted(job.view.spec.scheduled_for for job in scene.client.jobs(name="tick"))
+    assert times == list(range(times[0], times[-1] + 1000, 1000)), "a time of the schedule has no job, or two"
 
 
 def _outlast_the_lease(scene: Scene) -> None:

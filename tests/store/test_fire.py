@@ -336,6 +336,14 @@ class TestMasters:
         assert (one.name, other.name, other.schedules) == ("m1", "m2", ())
         assert one.schedules == (f"s:{fires.of().revision}",)
 
+    def test_what_others_wrote_there_is_passed_over(self, driver, fires):
+        fires.store.present("m1", [])
+        for said in ("?", "{}", '{"at":"x"}', '{"at":1e15,"says":"["}'):
+            driver.client.hset(driver.keys.masters, f"odd{said}", said)
+        driver.client.lpush(driver.keys.fires("s"), "?", "\xff")
+        assert [master.name for master in fires.store.masters()] == ["m1"]
+        assert fires.store.fires("s") == []
+
     def test_one_that_was_not_heard_of_for_a_day_is_forgotten(self, driver, fires):
         driver.client.hset(driver.keys.masters, "old", '{"at":1,"says":"{}"}')
         driver.client.hset(driver.keys.masters, "odd", "?")
