@@ -24,9 +24,10 @@ def test_the_page_tells_the_truth(cluster: Cluster, section: Section):
         (directory / name).write_text(contents)
     configuration = section.configuration()
     slave = {"python_path": [str(directory)]} | configuration.get("slave", {})
-    cluster.start(
+    daemon = cluster.daemon(
         ["master", "slave"], node="web-07", channels=CHANNELS, slave=slave, master=configuration.get("master")
     )
+    daemon.start(within=60)
     environment = cluster.environment(
         JOBSCHED_REDIS_URL=cluster.redis_url,
         JOBSCHED_NAMESPACE=cluster.namespace,
