@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.history import history
 from benchmarks.lab import Lab, cpu_seconds, lab, ping_yardstick, wait_until
 
 NOOP = {"function": "benchmarks.functions:nothing"}
@@ -222,6 +223,7 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "commands": commands,
     "delayed": delayed,
     "idle": idle,
+    "history": history,
 }
 
 

@@ -30,6 +30,11 @@ _NOT_FOR_A_FIRE = {
     "key": "each fire has a key of its own",
     "key_scope": "each fire has a key of its own",
     "hold": "pause the schedule instead",
+    "after": "its jobs wait for nobody; have it submit a workflow",
+    "ref": "its jobs wait for nobody; have it submit a workflow",
+    "array": "each time has one job; have that submit the array",
+    "all": "each time has one job; have that submit the others",
+    "all_nodes": "each time has one job; have that submit the others",
     "follow": "nobody waits for it",
 }
 

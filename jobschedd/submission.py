@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,10 +12,14 @@ import msgspec
 
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob
+from jobschedd.indices import Indices, count, parse_indices
 from jobschedd.job import (
+    CHANNELS,
     HIGHEST_PRIORITY,
     MAX_PAYLOAD,
+    NODES,
     RETRYABLE,
+    Array,
     Cause,
     Flag,
     Overlap,
@@ -33,8 +37,18 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 LONGEST_ARGUMENT = 128 * 1024 - 1
 LARGEST_ARGV = 1024 * 1024
 _POINTER = 8
+#: What other jobs of the same call, file or workflow name a job by: nothing that looks like an id.
+REF = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+JOB_ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
+CONDITIONS = ("ok", "any", "fail")
+#: Jobs that one job may wait for.
+MOST_CONDITIONS = 10_000
 #: Labels that one job may ask for: each combination is a class of its own, kept for ever.
 MOST_LABELS = 16
+#: How long nodes that are away may catch up with a job for all nodes, unless it says when it expires.
+CATCH_UP_MS = 86_400_000
+#: Of a longer text of indices, the record keeps the beginning: every task carries it.
+LONGEST_INDICES = 100
 #: Longest retries and crash budgets that the record can count.
 MOST_TRIES = 250
 
@@ -58,24 +72,42 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         if node and node != owner:
             raise InvalidJob("channel", f"names node {owner!r}, but node says {node!r}")
         values["node"], values["channel"] = node, channel = owner, channel
-    follow, hold = values.pop("follow", False), values.pop("hold", False)
+    follow, hold, ref = values.pop("follow", False), values.pop("hold", False), values.pop("ref", "")
+    if ref and values.get("key"):
+        raise InvalidJob("ref", "and key exclude each other: with a key the job may be there already, under another id")
+    indices, most_failures = values.pop("array", None), values.pop("max_failures", 0)
+    values["array"] = _indices_text(item["array"]) if indices is not None else ""
+    all_channels = values.pop("all_channels", False)
+    values["all_nodes"] = all_channels or values.pop("all", False)
     spec = Spec(**values)
     _check_what(spec)
     if spec.key_scope and not spec.key:
         raise InvalidJob("key_scope", "says how long a key is taken: give a key, too")
+    everywhere = CHANNELS if all_channels else NODES if spec.all_nodes else ""
+    array = _array(indices, everywhere, most_failures, follow)
+    times = _times(item)
+    if everywhere:
+        times.setdefault("expires_ms", CATCH_UP_MS)
+        if hold or spec.after:
+            raise InvalidJob("hold" if hold else "after", "is not for jobs for all nodes")
     packed = encode(spec)
     if len(packed) > max_payload:
         raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
     flags = Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS
     flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
     flags |= Flag.HELD if hold else Flag.NONE
+    flags |= Flag.NONE if array is None else Flag.ARRAY
     return Submission(
         spec=packed,
         target=Target(channel=channel, node=node, labels=tuple(sorted(spec.labels))),
         priority=spec.priority,
         flags=flags,
         key=spec.key,
-        **_times(item),
+        after=spec.after,
+        ref=ref,
+        array=array,
+        everywhere=everywhere,
+        **times,
     )
 
 
@@ -92,6 +124,29 @@ def _check_what(spec: Spec) -> None:
     size = sum(len(part.encode()) + 1 + _POINTER for part in strings)
     if size > LARGEST_ARGV:
         raise InvalidJob("command", f"arguments and environment are {size} bytes; no process takes over {LARGEST_ARGV}")
+
+
+def _array(indices: Indices | None, everywhere: str, most_failures: int, follow: bool) -> Array | None:
+    if indices is None and not everywhere:
+        if most_failures:
+            raise InvalidJob("max_failures", "is for arrays and for all nodes: so many failed tasks stop the rest")
+        return None
+    if indices is not None and everywhere:
+        raise InvalidJob("array", "and all exclude each other: all nodes are an array by themselves")
+    if follow:
+        raise InvalidJob("follow", "is for one job; of an array, follow a task once it runs")
+    if indices is None:
+        return Array(total=0, most_failures=most_failures)
+    todo = indices.bitmap()
+    return Array(total=count(todo), todo=todo, limit=indices.limit, most_failures=most_failures)
+
+
+def _indices_text(value: Any) -> str:
+    text = str(value).replace(" ", "")
+    if len(text) <= LONGEST_INDICES:
+        return text
+    listed, percent, limit = text.partition("%")
+    return f"{listed[:LONGEST_INDICES].rpartition(',')[0]},...{percent}{limit}"
 
 
 def _times(item: Mapping[str, Any]) -> dict[str, int]:
@@ -179,6 +234,15 @@ def _channel(field: str, value: Any) -> str:
     for part in text.split("/"):
         _name(field, part)
     return text
+
+
+def _indices(field: str, value: Any) -> Indices:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidJob(field, 'must be text such as "1-100", "0-98:2", "1,3,7-9" or "1-100%5"')
+    try:
+        return parse_indices(str(value))
+    except ValueError as error:
+        raise InvalidJob(field, str(error)) from None
 
 
 def _labels(field: str, value: Any) -> tuple[str, ...]:
@@ -291,6 +355,53 @@ def _seconds(field: str, value: Any) -> float:
     return _duration(field, value)
 
 
+def _ref(field: str, value: Any) -> str:
+    if not isinstance(value, str) or REF.fullmatch(value) is None:
+        raise InvalidJob(field, f"{_shown(value)} is no name for a job: letters, digits, '.', '_', '-', a letter first")
+    return value
+
+
+def _after(field: str, value: Any) -> tuple[str, ...]:
+    """``12``, ``"12:any"``, ``"build,12:any"``, a job, (job, "any"), or a list of these."""
+    conditions: dict[str, str] = {}
+    for target, condition in _conditions(field, value):
+        if conditions.setdefault(target, condition) != condition:
+            raise InvalidJob(field, f"names {target} twice, with {conditions[target]} and with {condition}")
+    if len(conditions) > MOST_CONDITIONS:
+        raise InvalidJob(field, f"names {len(conditions)} jobs; a job waits for {MOST_CONDITIONS} at most")
+    return tuple(f"{target}:{condition}" for target, condition in conditions.items())
+
+
+def _conditions(field: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        for part in value.split(","):
+            target, _, condition = part.strip().partition(":")
+            yield _condition(field, target, condition or "ok")
+    elif _is_job(value):
+        yield _condition(field, str(getattr(value, "id", value)), "ok")
+    elif isinstance(value, Sequence) and len(value) == 2 and _is_job(value[0]) and value[1] in CONDITIONS:
+        yield _condition(field, str(getattr(value[0], "id", value[0])), value[1])
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _conditions(field, one)
+    else:
+        raise InvalidJob(field, f"{_shown(value)} is no job: write ID or ID:any, or a list of these")
+
+
+def _is_job(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or isinstance(getattr(value, "id", None), str)
+
+
+def _condition(field: str, target: str, condition: str) -> tuple[str, str]:
+    if JOB_ID.fullmatch(target) is None and REF.fullmatch(target) is None:
+        raise InvalidJob(field, f"{_shown(target)} is no job: write an id, such as 12, or the ref of another job")
+    if condition not in CONDITIONS:
+        raise InvalidJob(
+            field, f"{_shown(condition)} is no condition: ok (it succeeded), any (it ended), fail (it did not)"
+        )
+    return target, condition
+
+
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "command": _argv,
     "shell": _text,
@@ -319,5 +430,11 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "key_scope": _key_scope,
     "follow": _boolean,
     "hold": _boolean,
+    "after": _after,
+    "ref": _ref,
+    "array": _indices,
+    "all": _boolean,
+    "all_channels": _boolean,
+    "max_failures": _whole(1, 10_000_000),
 }
 _TIMES = ("delay", "at", "expires")

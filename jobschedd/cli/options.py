@@ -22,6 +22,12 @@ _OPTIONS = (
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option(
+        "--after",
+        metavar="ID[:ok|any|fail]",
+        multiple=True,
+        help="Run when this job has succeeded (ended, failed); all of several, a,b or repeated. [default: ok]",
+    ),
     click.option("--retries", type=int, metavar="N", help="Try again so many times after a failure. [default: 0]"),
     click.option("--retry-delay", metavar="DURATION", help="Pause before the first retry; it doubles. [default: 1s]"),
     click.option("--retry-on", metavar="CAUSE", multiple=True, help="Retry after this cause only; repeatable."),
@@ -37,6 +43,10 @@ _OPTIONS = (
     click.option(
         "--max-crashes", type=int, metavar="N", help="Give up after it took its channel down so often. [default: 2]"
     ),
+    click.option("--array", metavar="INDICES", help="A job array: 1-100, 0-98:2, 1,3,7-9; and %N: so many at once."),
+    click.option("--all", is_flag=True, help="Run on every node that matches; those away until it --expires (1d)."),
+    click.option("--all-channels", is_flag=True, help="Run on every channel that matches, likewise."),
+    click.option("--max-failures", type=int, metavar="N", help="Of an array: stop it after so many failures."),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
     click.option(
         "--key-scope",
@@ -52,8 +62,8 @@ _OPTIONS = (
 
 _SPOKEN = {"delay": "--in", "labels": "--label", "retry_on_loss": "--no-retry-on-loss"}
 _NAMES = frozenset(
-    "channel node priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
-    "key_scope env cwd name stdin shell kwargs".split()
+    "channel node priority at after retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
+    "key_scope env cwd array all all_channels max_failures name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

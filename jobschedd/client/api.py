@@ -9,18 +9,22 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from jobschedd.client.follow import Follower, Output
+from jobschedd.client.history import Histories
 from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.schedules import Schedules
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
 from jobschedd.client.why import Explanation, explain
+from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
-from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
-from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
+from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
+from jobschedd.job import HIGHEST_PRIORITY, Flag, Outcome, Place, State, Submission, place_of
+from jobschedd.links import Refs, targets
+from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
-from jobschedd.submission import submission
+from jobschedd.submission import CATCH_UP_MS, submission
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
@@ -60,6 +64,11 @@ class Options(TypedDict, total=False):
     key_scope: str  # for how long: record (as long as it has one), running (until it ends), pending (until dispatched)
     follow: bool  # live output from the start
     hold: bool  # not dispatched before it is released
+    after: Any  # a job or its id, "ID:any", (job, "fail"), or a list of these: runs when all these conditions hold
+    array: str  # a job array: its indices, such as 1-100 or 1,3,7-9 or 0-98:2, and %N behind them: so many at once
+    all: bool  # a task on each node that matches, those that are away included until it expires (1d unless given)
+    all_channels: bool  # the same on each channel
+    max_failures: int  # of an array: so many failed tasks stop what has not started
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -132,7 +141,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Job:
         """Submit a call of ``module:function`` with arguments that JSON can say. Raises as ``submit``."""
-        name = function if isinstance(function, str) else _importable(function)
+        name = function if isinstance(function, str) else importable(function)
         return self._submit_one({"function": name, "args": args, "kwargs": kwargs or {}, **options})
 
     def submit_many(
@@ -141,44 +150,72 @@ class Client:
         """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order. ``durable`` as an option.
 
         All items are checked before the first is submitted: InvalidJob means that none was, and its message starts
-        with the item's number, from 0. For a stream without end, or in flat memory, use ``submit_stream``.
+        with the item's number, from 0. An item may have a ``ref``, by which the ``after`` of later ones names it. For a
+        stream without end, or in flat memory, use ``submit_stream``.
         """
-        checked = [_numbered(number, item) for number, item in enumerate(items)]
+        refs = Refs()
+        checked = [_numbered(number, item, refs) for number, item in enumerate(items)]
         wish = durable_wish(durable, durable_within)
-        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish)]
+        self._insist_on_parents(checked)
+        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish, refs)]
 
     def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
 
         Raises InvalidJob at a bad item, after what came before it was submitted and yielded.
         """
+        return self._stream(items, 0, Refs())
+
+    def _stream(self, items: Iterable[Mapping[str, Any]], first: int, refs: Refs) -> Iterator[Job]:
+        """``first``: number of the first item, for messages; ``refs``: of what was submitted before."""
         chunk: list[Submission] = []
         error: InvalidJob | None = None
         size = 0
-        for number, item in enumerate(items):
+        for number, item in enumerate(items, first):
             try:
-                one = _numbered(number, item)
+                one = _numbered(number, item, refs)
             except InvalidJob as problem:
                 error = problem
                 break
-            if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
-                yield from self._submit_chunk(chunk)
+            if len(chunk) == CHUNK or (chunk and size + one.size > CHUNK_BYTES):
+                yield from self._submit_chunk(chunk, refs=refs)
                 chunk, size = [], 0
             chunk.append(one)
-            size += len(one.spec)
+            size += one.size
         if chunk:
-            yield from self._submit_chunk(chunk)
+            yield from self._submit_chunk(chunk, refs=refs)
         if error is not None:
             raise error
 
-    def _submit_chunk(self, chunk: Sequence[Submission], durable: Durable | None = None) -> list[Job]:
-        ids = self.session.submit(chunk, durable)
+    def workflow(self, name: str = "") -> Workflow:
+        """Jobs that depend on each other, collected in a ``with`` block and submitted at its end, all or none.
+
+        with client.workflow("nightly") as w:
+            extract = w.submit(["./extract"])
+            load = w.submit(["./load"], after=extract)
+        w.wait()
+        """
+        return Workflow(self, name)
+
+    def _insist_on_parents(self, checked: Sequence[Submission]) -> None:
+        """Where it takes several calls, none may be made when a later one would be refused."""
+        if len(checked) <= 1 or not any(one.after for one in checked):
+            return
+        ids = {target: number for number, one in enumerate(checked) for target in targets(one) if target[0].isdigit()}
+        missing = self.session.patiently(lambda: self.session.inspect.missing(list(ids)))
+        if missing is not None:
+            raise NoParent(missing, f"item {ids[missing]}: after")
+
+    def _submit_chunk(
+        self, chunk: Sequence[Submission], durable: Durable | None = None, refs: Refs | None = None
+    ) -> list[Job]:
+        ids = self.session.submit(chunk, durable, refs)
         return [Job(self, job_id, durability=durable.confirmed if durable else None) for job_id in ids]
 
     def _submit_one(self, item: Mapping[str, Any]) -> Job:
         job = dict(item)
         durable = durable_wish(job.pop("durable", False), job.pop("durable_within", 10.0))
-        return self._submit_chunk([submission(job)], durable)[0]
+        return self._submit_chunk([Refs().check(submission(job))], durable)[0]
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -248,6 +285,14 @@ class Client:
         states, outcomes = statuses_of(statuses)
         return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name))
 
+    def tasks(self, array: AnyJob, *statuses: str) -> Iterator[Job]:
+        """The tasks of an array, by index: see ``Job.tasks``. Raises NoSuchJob, UsageError."""
+        view = self.read(checked_id(array))
+        if not view.is_array:
+            raise UsageError(f"job {view.id} is no array: it has no tasks")
+        states, outcomes = statuses_of(statuses)
+        return (Job(self, task.id, task) for task in self.inspect.tasks(view.id, states, outcomes))
+
     def cancel(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Cancelled]:
         """Ask for the end of jobs, one answer each. A success that came first stays a success."""
         some = [jobs] if isinstance(jobs, str | int | Job) else jobs
@@ -312,7 +357,7 @@ class Client:
     def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """Run ended jobs once more, as ``retry``: (id, when it ended in ms), as ``matching`` gives them.
 
-        The ids of those that are pending now; the others had not ended, or ended anew since.
+        The ids of those that are pending (or waiting) now; the others had not ended, or ended anew since.
         """
         again: list[str] = []
         for start in range(0, len(ends), CHUNK):
@@ -321,15 +366,62 @@ class Client:
             answers = self.session.patiently(
                 lambda ids=ids, times=times: self.session.moves.retry(ids, times)  # type: ignore[misc]
             )
-            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == RetryAnswer.PENDING]
+            good = (RetryAnswer.PENDING, RetryAnswer.WAITING)
+            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer in good]
         return again
 
+    def retry_failed(self, array: AnyJob) -> int:
+        """Run those tasks of an array once more that did not succeed (failed, timed out, lost, expired, cancelled).
+
+        How many that are. The array need not have ended. Raises NoSuchJob, UsageError where it is no array, or is being
+        cancelled.
+        """
+        job_id = checked_id(array)
+        view = self.read(job_id)
+        if not view.is_array:
+            raise UsageError(f"job {job_id} is no array: to run it once more, retry it")
+        return self._retry_array(view, False)
+
+    def _retry_array(self, view: JobView, everything: bool) -> int:
+        ended = view.header.since if view.ended else 0
+        places: list[tuple[int, Place, Flag, int]] = []
+        if view.spec.all_nodes:
+            named = enumerate(self.session.patiently(lambda: self.session.inspect.place_names(view.id)), 1)
+            flags = view.header.flags & Flag.NO_RETRY_ON_LOSS | Flag.TASK
+            places = [
+                (index, place_of(view.spec, *name.partition("/")[::2]), flags, view.header.priority)
+                for index, name in named
+            ]
+        answer, count = self.session.patiently(
+            lambda: self.session.moves.retry_array(
+                view.id, ended, everything=everything, expires_ms=CATCH_UP_MS, places=places
+            )
+        )
+        if answer == RetryAnswer.UNKNOWN:
+            raise no_such_job(view.id)
+        if answer == RetryAnswer.NOT_ENDED and not ended:
+            raise UsageError(f"job {view.id} is being cancelled, or was stopped: wait for its end, then retry it")
+        return count
+
     def retry(self, job: AnyJob) -> Job:
-        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
+        """Run an ended job once more, with fresh budgets; of an array, all its tasks.
+
+        Raises NoSuchJob, UsageError where it has not ended.
+
+        One that never started (it was skipped, cancelled, expired) is subject to its conditions (``after``) again.
+        """
+        self.retried(job)
+        return self._handle(job)
+
+    def retried(self, job: AnyJob) -> str:
+        """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""
         job_id = checked_id(job)
         view = self.read(job_id)
         if not view.ended:
             raise UsageError(f"job {job_id} has not ended: there is nothing to retry")
+        if view.is_array:
+            self._retry_array(view, True)
+            return "pending"
         # Of this very end: when the answer to a first call was lost, the second changes nothing.
         ended = view.header.since
         (answer,) = self.session.patiently(lambda: self.session.moves.retry([job_id], [ended]))
@@ -337,7 +429,49 @@ class Client:
             raise UsageError(f"job {job_id}: another job has its key {view.spec.key!r} now")
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
-        return Job(self, job_id)
+        return (State.WAITING if answer == RetryAnswer.WAITING else State.PENDING).word
+
+    def history(
+        self,
+        *,
+        job: AnyJob | None = None,
+        node: str = "",
+        channel: str = "",
+        name: str = "",
+        label: str = "",
+        cause: str = "",
+        schedule: str = "",
+        outcomes: Iterable[str] = (),
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        final: bool = False,
+        limit: int = 0,
+    ) -> Histories:
+        """Attempts that ended, newest first, from the histories of all live masters; they outlive the records.
+
+        ``channel``: CHANNEL or NODE/CHANNEL; ``name``: a shell-style pattern; ``since``, ``until``: when they ended, in
+        seconds since the epoch; ``final``: only accepted ends; ``limit``: at most so many. Raises UsageError; iterating
+        raises Unanswered where no master answers. Where some do not, ``problem`` says so afterwards.
+        """
+        owner, _, channel = channel.rpartition("/")
+        words = tuple(outcomes)
+        states, _ = statuses_of(words)
+        if states:
+            raise UsageError("a history is of what has ended: ask for outcomes")
+        query = Query(
+            job="" if job is None else checked_id(job),
+            node=node or owner,
+            channel=channel,
+            name=name,
+            label=label,
+            cause=cause,
+            schedule=schedule,
+            outcomes=tuple(word.strip().lower() for word in words),
+            since=_timestamp(since),
+            until=_timestamp(until),
+            final=final,
+        )
+        return Histories(self.session, query, limit)
 
     # -- the fleet --------------------------------------------------------------------------------------------
 
@@ -408,6 +542,10 @@ class Client:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
 
 
+def _timestamp(moment: float | datetime | None) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
+
+
 def durable_wish(durable: bool | int, within: float | str) -> Durable | None:
     """What a submitter asks for; None for nothing. Raises InvalidJob."""
     if not isinstance(durable, int) or durable < 0:
@@ -443,9 +581,9 @@ def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:
     )
 
 
-def _numbered(number: int, item: Mapping[str, Any]) -> Submission:
+def _numbered(number: int, item: Mapping[str, Any], refs: Refs) -> Submission:
     try:
-        return submission(item)
+        return refs.check(submission(item))
     except InvalidJob as error:
         raise InvalidJob(f"item {number}: {error.field}", error.problem) from None
 
@@ -454,11 +592,11 @@ def _chunks(submissions: list[Submission]) -> Iterator[list[Submission]]:
     chunk: list[Submission] = []
     size = 0
     for one in submissions:
-        if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
+        if len(chunk) == CHUNK or (chunk and size + one.size > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(one)
-        size += len(one.spec)
+        size += one.size
     if chunk:
         yield chunk
 
@@ -467,7 +605,8 @@ def _cancelled(job_id: str, answer: CancelAnswer, outcome: Outcome) -> Cancelled
     return Cancelled(job_id, answer.name.lower(), outcome.word if outcome else None)
 
 
-def _importable(function: Callable[..., Any]) -> str:
+def importable(function: Callable[..., Any]) -> str:
+    """``module:function``, as another machine can import it. Raises InvalidJob."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
     if not module or module == "__main__" or "<" in name:
         raise InvalidJob("function", f"{name!r} cannot be imported on another machine: put it at the top of a module")

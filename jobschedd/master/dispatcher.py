@@ -1,4 +1,4 @@
-"""The dispatcher: pending jobs -> dispatch channels, what is due -> pending, lost work -> back.
+"""The dispatcher: pending jobs -> dispatch channels, what is due or unblocked -> pending, lost work -> back.
 
 It blocks on the bell and keeps in memory what placement looks at: how much is pending of each class and
 priority, and the window and entries of each channel. Every answer of the store corrects that picture; after
@@ -30,6 +30,9 @@ log = get_logger(__name__)
 #: Jobs that one script call may move: it bounds how long the server is busy with us (about 10 ms).
 JOBS_PER_CALL = 1000
 ENTRIES_PER_REQUEUE = 500
+#: Conditions of waiting jobs that one look checks; how often. About a millisecond of the server's time.
+CONDITIONS_PER_CHECK = 1000
+RECHECK_EVERY = 1.0
 #: Rounds of dispatching before the bell and the lead are looked at again.
 ROUNDS = 8
 SURVEY_EVERY = 30.0
@@ -89,11 +92,13 @@ class Dispatcher:
         self._pending: dict[tuple[int, int], int] = {}
         self._classes: dict[int, Target] = {}
         self._channels: dict[str, ChannelView] = {}
+        self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: dict[str, Drain] = {}
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
+        self._to_unblock = False  # jobs may wait to be told of ends
         self._due_at = 0.0  # boot time at which something scheduled is due
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
@@ -104,6 +109,7 @@ class Dispatcher:
             Cadence(reap_scan, self._keep_deadlines),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
+            Cadence(RECHECK_EVERY, self._recheck_waiting),
             Cadence(CHECK_EVERY, self._check),
             Cadence(LOOK_EVERY, self._look_after_memory),
         ]
@@ -159,6 +165,7 @@ class Dispatcher:
         self._listen()
         self._fire_due()
         self._promote_due()
+        self._unblock()
         self._keep_cadences()
         self._take_back()
         self._dispatch()
@@ -218,6 +225,7 @@ class Dispatcher:
         self._pending = self._survey.pending()
         self._drained = self._survey.drains()
         known = self._survey.channels()
+        self._remember(info for info in known.values() if info is not None)
         self._left = {incarnation for incarnation, info in known.items() if info is None}
         views = {}
         for incarnation, info in known.items():
@@ -229,6 +237,7 @@ class Dispatcher:
         self._acknowledge_drains()
         self._due_at = 0.0
         self._read_schedules_again()
+        self._to_unblock = True
         self._surveyed = True
 
     def _listen(self) -> None:
@@ -247,7 +256,7 @@ class Dispatcher:
                 log.warning("the bell rang something unreadable", heard=":".join(message)[:80])
 
     def _patience(self) -> float:
-        if self._more_to_do:
+        if self._more_to_do or self._to_unblock:
             return 0.0
         now = self._clock.boottime()
         soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
@@ -271,6 +280,10 @@ class Dispatcher:
                 self._due_at = 0.0
             case ["t"]:
                 self._read_schedules_again()
+            case ["unblock"]:
+                self._to_unblock = True
+            case ["x"]:
+                self._repeat_hints()
             case ["a"]:
                 self._look_at_everything()
             case ["d"]:
@@ -297,8 +310,15 @@ class Dispatcher:
             log.info(
                 "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
             )
+        self._remember([info])
         self._see_leases(*self._moves.reap(self._leadership.fence, [incarnation]))
         self._open_and_close()
+
+    def _remember(self, channels: Iterable[ChannelInfo]) -> None:
+        """For jobs that are meant for all nodes, those that are away included."""
+        new = [info for info in channels if self._remembered.get(info.incarnation) != info.labels]
+        self._moves.remember(new)
+        self._remembered |= {info.incarnation: info.labels for info in new}
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
         return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), frozenset(info.labels))
@@ -306,6 +326,7 @@ class Dispatcher:
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
         view = self._channels.pop(incarnation, None)
+        self._remembered.pop(incarnation, None)
         if view is not None:
             log.info("channel left", channel=f"{view.node}/{view.name}", incarnation=incarnation)
 
@@ -351,8 +372,30 @@ class Dispatcher:
             log.debug("due", promoted=promoted, expired=expired)
         self._due_at = now + min(SURVEY_EVERY, SURVEY_EVERY if soonest is None else soonest)
 
+    def _unblock(self) -> None:
+        """Tell those that wait for ended jobs, a call's worth a turn: there may be a million of them."""
+        if not self._to_unblock:
+            return
+        failpoint("dispatcher.unblock.before")
+        answer = self._moves.unblock(self._leadership.fence, self._keep_ms, JOBS_PER_CALL)
+        self._to_unblock = answer.left > 0
+        if answer.seen:
+            failpoint("dispatcher.unblock.after")
+            log.debug("unblocked", jobs=answer.unblocked, skipped=answer.skipped, ends_left=answer.left)
+
+    def _recheck_waiting(self) -> None:
+        _, mended = self._moves.recheck(self._leadership.fence, CONDITIONS_PER_CHECK)
+        if mended:
+            log.warning("jobs waited for what is gone, or does not know of them", conditions=mended)
+            self._to_unblock = True
+
     def _repeat_hints(self) -> None:
-        self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+        for _ in range(ROUNDS):
+            _, tasks = self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+            if not tasks:
+                return
+            failpoint("dispatcher.cancel.before")
+            self._moves.cancel(tasks, self._keep_ms)
 
     def _look_after_memory(self) -> None:
         if self._budgets is not None:
@@ -412,6 +455,7 @@ class Dispatcher:
             )
         if answer.reason != "alive" and not answer.left:
             del self._channels[incarnation]
+            self._remembered.pop(incarnation, None)
 
     def _requeue(self, incarnation: str, missing_since: int) -> Requeued:
         fence, keep = self._leadership.fence, self._keep_ms

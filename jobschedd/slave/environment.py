@@ -8,7 +8,7 @@ import pwd
 from datetime import UTC, datetime
 from typing import Final
 
-from jobschedd.job import Order
+from jobschedd.job import Order, task_of
 from jobschedd.slave.settings import ExecutionSettings
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,9 +37,9 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
     if order.spec.schedule:
         variables["JOBSCHED_SCHEDULE"] = order.spec.schedule
         variables["JOBSCHED_SCHEDULED_FOR"] = _utc(order.spec.scheduled_for)
-    _, is_task, index = order.job.partition("_")
-    if is_task:
-        variables["JOBSCHED_ARRAY_INDEX"] = index
+    task = task_of(order.job)
+    if task is not None:
+        variables["JOBSCHED_ARRAY_ID"], variables["JOBSCHED_ARRAY_INDEX"] = task[0], str(task[1])
     return variables
 
 
@@ -49,7 +49,7 @@ def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]
     for name, value in order.spec.env.items():
         if not (name.startswith(OWN_PREFIX) and name in environment):
             environment[name] = value
-    for name in ("JOBSCHED_ARRAY_INDEX", "JOBSCHED_SCHEDULE", "JOBSCHED_SCHEDULED_FOR"):
+    for name in ("JOBSCHED_ARRAY_ID", "JOBSCHED_ARRAY_INDEX", "JOBSCHED_SCHEDULE", "JOBSCHED_SCHEDULED_FOR"):
         environment.pop(name, None)
     environment.update(job_variables(order, settings))
     return environment

@@ -15,7 +15,7 @@ import msgspec
 import redis
 
 from jobschedd.errors import DataLost, ProtocolError
-from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode
+from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode, task_of
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
@@ -191,9 +191,12 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     incarnation = _text(fields[b"incarnation"])
     if len(bytes.fromhex(incarnation)) != 8 or [part.isdigit() for part in dispatch.split("-")] != [True, True]:
         raise ValueError("no dispatch of ours")
-    flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if spec.key else Flag.NONE)
+    is_task = task_of(job) is not None
+    key = "" if is_task else spec.key
+    flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if key else Flag.NONE)
+    flags |= Flag.TASK if is_task else Flag.NONE
     target = Target(channel=spec.channel, node=spec.node, labels=tuple(spec.labels)).key()
-    about = (job, attempt, dispatch, int(flags), target, spec.priority, spec.key, spec_bytes)
+    about = (job, attempt, dispatch, int(flags), target, spec.priority, key, spec_bytes)
     return [entry, incarnation, fields[b"info"], *about]
 
 

@@ -7,7 +7,8 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
@@ -15,10 +16,11 @@ from typing import Any
 
 import redis
 
-from jobschedd.job import Header, Outcome, State, Submission
+from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
+from jobschedd.store.survey import ChannelInfo
 
 OPERATION_MEMORY = 3_600_000
 
@@ -57,6 +59,7 @@ class RetryAnswer(IntEnum):
     NOT_ENDED = 2  # or not with the end that was meant
     KEY_TAKEN = 3  # it was to be the only one under its key, and another one is now
     UNKNOWN = 4
+    WAITING = 5  # for what it is to run after
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,16 @@ class LeaseState:
     missing_since: int
 
 
+@dataclass(frozen=True)
+class Unblocked:
+    """What came of telling those that waited for ended jobs."""
+
+    seen: int  # dependents looked at
+    unblocked: int
+    skipped: int
+    left: int  # ends whose dependents wait to be told
+
+
 class Verb:
     """What the collector asks of the collect script."""
 
@@ -130,18 +143,28 @@ class Moves:
 
     # -- submitters -------------------------------------------------------------------------------------------
 
-    def submit(self, submissions: Sequence[Submission], slot: OperationSlot, waiter: int = 0) -> list[str]:
+    def reserve(self, count: int) -> int:
+        """The first of so many ids, for jobs of one submit that refer to each other. What is not used is no harm."""
+        return int(self._call("reserve", count))
+
+    def submit(
+        self, submissions: Sequence[Submission], slot: OperationSlot, waiter: int = 0, workflow: str = ""
+    ) -> list[str]:
         """The new jobs' ids, in order. Safe to repeat with the same ``slot.sequence`` after a lost reply.
 
-        Raises QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
+        ``workflow``: ``<first id>:<jobs>:<name>`` to be listed. Raises NoParent where a condition names a job without
+        a record, QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
         """
-        groups = [list(group) for _, group in groupby(submissions, key=_group_key)]
-        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, len(groups)]
+        groups = list(_grouped(submissions))
+        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, workflow, len(groups)]
         for group in groups:
             first = group[0]
             times = (first.delay_ms, first.at_ms, first.expires_ms)
-            arguments += [first.target.key(), first.priority, *times, first.key, len(group)]
+            links = (first.id, " ".join(first.after))
+            arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
             arguments += [new_record(submission, waiter) for submission in group]
+            if first.array is not None:
+                arguments += _array_arguments(first, first.array)
         answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
         ids: list[str] = []
         for first_id, group in zip(answer[1:], groups, strict=True):
@@ -175,6 +198,26 @@ class Moves:
         """Give jobs that wait another priority, at the end of that line. Safe to repeat."""
         return [HoldAnswer(answer) for answer in self._call("prioritise", priority, *ids)]
 
+    def retry_array(
+        self,
+        job_id: str,
+        ended_ms: int = 0,
+        everything: bool = False,
+        expires_ms: int = 0,
+        places: Sequence[tuple[int, Place, Flag, int]] = (),
+    ) -> tuple[RetryAnswer, int]:
+        """Have tasks of an array start again: those that did not succeed, or all; and how many do.
+
+        ``ended_ms``: the end that is meant, which makes it safe to repeat. ``places``: index, place, flags, priority of
+        tasks that have one; those expire after ``expires_ms``.
+        """
+        which = "all" if everything else "failed"
+        arguments: list[Any] = []
+        for index, place, flags, priority in places:
+            arguments += [index, place.target.key(), _packed(place.spec, flags, priority, 0)]
+        answer, count = self._call("again", job_id, ended_ms or "", which, expires_ms, *arguments)
+        return RetryAnswer(answer), int(count)
+
     def follow(self, job_id: str) -> State | None:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""
         state = self._call("follow", job_id)
@@ -205,6 +248,24 @@ class Moves:
             resumed = bool(self.client.hdel(self.keys.drains, name))
             self.client.rpush(self.keys.bell, "d")
         return resumed
+
+    def remember(self, channels: Sequence[ChannelInfo]) -> None:
+        """Keep what is to be known of channels while they are away."""
+        said: dict[Any, Any] = {
+            f"{info.node}/{info.channel}": json.dumps({"labels": list(info.labels), "seen": time.time()})
+            for info in channels
+            if info.node
+        }
+        if said:
+            with translated():
+                self.client.hset(self.keys.known, mapping=said)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Nobody is to know of these channels (node/channel) any more; they are expected to be down."""
+        with translated(), self.client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self.keys.known, *names)
+            pipe.hdel(self.keys.owners, *names)
+            pipe.execute()
 
     def next_client(self) -> int:
         """A number for a client that waits."""
@@ -278,9 +339,19 @@ class Moves:
         """Ask for the end of what a drained channel has, if the deadline is over; how many were asked for."""
         return int(self._call("interrupt", fence, incarnation, deadline_ms, then, most))
 
-    def repeat_hints(self, fence: str, most: int) -> int:
-        """Tell channels again of open requests to cancel; how many there are."""
-        return int(self._call("hint", fence, most))
+    def unblock(self, fence: str, keep_ms: int, most: int) -> Unblocked:
+        """Tell those that waited for ended jobs, ``most`` of them: they become pending or scheduled, or are skipped."""
+        return Unblocked(*self._call("unblock", fence, keep_ms, most))
+
+    def recheck(self, fence: str, most: int) -> tuple[int, int]:
+        """(looked at, mended): waiting jobs whose reason is gone. ``most`` conditions, those seen longest ago first."""
+        looked, mended = self._call("recheck", fence, most)
+        return looked, mended
+
+    def repeat_hints(self, fence: str, most: int) -> tuple[int, list[str]]:
+        """Tell channels again of open requests to cancel; (how many there are, tasks of arrays to be cancelled)."""
+        count, *tasks = self._call("hint", fence, most)
+        return int(count), [_text(task) for task in tasks]
 
     def delete_collected(self, entry_ids: Iterable[str]) -> None:
         """Drop entries of the result stream that are in the history."""
@@ -292,16 +363,35 @@ class Moves:
         self._call("bury", entry, reason, sample[:256], source)
 
 
-def _group_key(submission: Submission) -> Any:
-    if submission.key:
-        return object()  # equal to nothing: a group with a key holds one job
-    return submission.target, submission.priority, submission.delay_ms, submission.at_ms, submission.expires_ms
+def _grouped(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    """Neighbours that differ in their records only; reserved ids must follow each other."""
+    for _, group in groupby(enumerate(submissions), key=lambda pair: _group_key(*pair)):
+        yield [submission for _, submission in group]
+
+
+def _group_key(number: int, submission: Submission) -> Any:
+    if submission.key or submission.array is not None:
+        return object()  # equal to nothing: a group with a key, or with an array, holds one job
+    times = (submission.delay_ms, submission.at_ms, submission.expires_ms)
+    offset = submission.id - number if submission.id else None
+    return submission.target, submission.priority, times, submission.after, offset
 
 
 def new_record(submission: Submission, waiter: int = 0) -> bytes:
     """The record of a job to be, but for what the server fills in: class, times, state."""
-    header = Header(state=State.PENDING, flags=submission.flags, priority=submission.priority, waiter=waiter)
-    return header.pack(len(submission.spec)) + submission.spec
+    return _packed(submission.spec, submission.flags, submission.priority, waiter)
+
+
+def _packed(spec: bytes, flags: Flag, priority: int, waiter: int) -> bytes:
+    return Header(state=State.PENDING, flags=flags, priority=priority, waiter=waiter).pack(len(spec)) + spec
+
+
+def _array_arguments(submission: Submission, array: Array) -> list[Any]:
+    arguments: list[Any] = [array.total, array.limit, array.most_failures, array.todo, len(array.places)]
+    flags = submission.flags & Flag.NO_RETRY_ON_LOSS | Flag.TASK
+    for place in array.places:
+        arguments += [place.name, place.target.key(), _packed(place.spec, flags, submission.priority, 0)]
+    return arguments
 
 
 def _text(value: bytes | str) -> str:

@@ -33,9 +33,9 @@ class Script:
         shebang = ""
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
-        shared = "".join(f"\n{_text(part)}" for part in _named(body, "WITH"))
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        self.text = f"{shebang}\n{_text('record')}{shared}\nlocal KEY = {{{table}}}\n{body}".lstrip()
+        parts = "\n".join(_text(part) for part in ("record", "array", *_named(body, "WITH")))
+        self.text = f"{shebang}\n{parts}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:

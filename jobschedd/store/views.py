@@ -26,9 +26,42 @@ from jobschedd.job import (
     decode_record,
     decode_result,
     decode_spec,
+    task_of,
 )
 
+#: Stands for the status of a job whose record has expired.
+NO_RECORD = "no_record"
 _NO_RESULT = Result(outcome=Outcome.NONE, cause="")
+
+
+@dataclass(frozen=True)
+class ArrayCounts:
+    """Where the tasks of an array are. ``outcomes``: of those that have ended, by word."""
+
+    total: int
+    limit: int  # tasks at once; 0: any number
+    not_started: int
+    active: int  # started or on their way, retries that wait included
+    outcomes: dict[str, int]
+
+    @property
+    def ended(self) -> int:
+        """Tasks that have their end."""
+        return sum(self.outcomes.values())
+
+    def __str__(self) -> str:
+        parts = [f"{self.active} active", f"{self.not_started} not started"] if self.ended < self.total else []
+        return ", ".join([*(f"{count} {word}" for word, count in self.outcomes.items()), *parts])
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        counts = {outcome.word: self.outcomes.get(outcome.word, 0) for outcome in Outcome if outcome}
+        return {
+            "tasks": self.total,
+            "limit": self.limit or None,
+            "not_started": self.not_started,
+            "active": self.active,
+        } | counts
 
 
 class JobView:
@@ -36,12 +69,19 @@ class JobView:
 
     def __init__(self, job_id: str, data: bytes) -> None:
         self.id = job_id
+        #: Of an array, once somebody has counted: see ``Inspect.count``.
+        self.counts: ArrayCounts | None = None
         self._record: Record = decode_record(data)
 
     @property
     def header(self) -> Header:
         """State, attempt, times: the record's fixed part."""
         return self._record.header
+
+    @property
+    def packed_spec(self) -> bytes:
+        """The spec's bytes."""
+        return self._record.spec
 
     @cached_property
     def spec(self) -> Spec:
@@ -52,6 +92,11 @@ class JobView:
     def result(self) -> Result:
         """How the last attempt ended; an empty one while the job has not ended."""
         return decode_result(self._record.result) if self._record.result else _NO_RESULT
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it stands for many tasks."""
+        return Flag.ARRAY in self.header.flags
 
     @property
     def ended(self) -> bool:
@@ -73,6 +118,13 @@ class JobView:
         """Seconds since the epoch on the node's clock, or on the server's where no node ran it."""
         return self.result.ended or (self.header.since / 1000 if self.ended else 0.0)
 
+    @property
+    def due_ms(self) -> int:
+        """When it may start by its own time, milliseconds since the epoch; 0 where it has none, or had it."""
+        if self.header.state == State.SCHEDULED:
+            return self.header.since
+        return int(self.header.entry.partition("-")[0] or 0) if self.header.state == State.WAITING else 0
+
     def value(self) -> Any:
         """The function's return value. Raises ProtocolError where it is no JSON."""
         try:
@@ -86,7 +138,7 @@ class JobView:
         """
         header, spec, result = self.header, self.spec, self.result
         node, channel = place or (result.node, result.channel)
-        scheduled = header.state == State.SCHEDULED
+        task = task_of(self.id)
         fields: dict[str, Any] = {
             "id": self.id,
             "name": spec.name or None,
@@ -118,8 +170,8 @@ class JobView:
             "crashes": header.crashes,
             "cancel_requested": bool(header.flags & Flag.CANCEL_REQUESTED),
             "submitted": _seconds(header.submitted),
-            "since": _seconds(0 if scheduled else header.since),
-            "due": _seconds(header.since if scheduled else 0),
+            "since": _seconds(0 if header.state == State.SCHEDULED else header.since),
+            "due": _seconds(self.due_ms),
             "expires": _seconds(header.expires),
             "started": result.started or None,
             "ended": self.ended_at or None,
@@ -128,7 +180,13 @@ class JobView:
             "cpu": result.cpu if self.ended and result.started else None,
             "pid": result.pid or None,
             "key": spec.key or None,
+            "after": list(spec.after),
+            "workflow": spec.workflow or None,
             "submitter": spec.submitter or None,
+            "array": self.counts.json() if self.counts else None,
+            "indices": spec.array or None,
+            "array_id": task[0] if task else None,
+            "index": task[1] if task else None,
             "schedule": spec.schedule or None,
             "scheduled_for": _seconds(spec.scheduled_for),
             "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
@@ -207,6 +265,30 @@ class ChannelView:
 
 
 @dataclass(frozen=True)
+class WorkflowView:
+    """Jobs that were submitted as one workflow. Its id is that of the first of them; the others follow it."""
+
+    id: str
+    jobs: int
+    name: str
+    statuses: dict[str, int]  # status (outcome, or state before the end) -> jobs; NO_RECORD: theirs is gone
+
+    @property
+    def ids(self) -> list[str]:
+        """Its jobs' ids; no job comes before one that it waits for."""
+        return [str(int(self.id) + number) for number in range(self.jobs)]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its jobs have."""
+        return not {state.word for state in State} & set(self.statuses)
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        return {"id": self.id, "name": self.name or None, "jobs": self.jobs, "statuses": self.statuses}
+
+
+@dataclass(frozen=True)
 class NodeView:
     """All channels of one node together."""
 
@@ -254,7 +336,7 @@ def _node(name: str, channels: list[ChannelView]) -> NodeView:
         slots=sum(channel.slots for channel in present),
         entries=sum(channel.entries for channel in channels),
         busy=sum(channel.busy for channel in present),
-        labels=tuple(sorted({label for channel in present for label in channel.labels})),
+        labels=tuple(sorted({label for channel in present or channels for label in channel.labels})),
         host=next((channel.host for channel in channels if channel.host), ""),
         versions=tuple(sorted({channel.version for channel in present if channel.version})),
         started=min((channel.started for channel in present if channel.started), default=0.0),
@@ -267,6 +349,7 @@ class Counts:
 
     pending: int
     scheduled: int
+    waiting: int  # for other jobs
     active: int  # dispatched or running
     submitted: int  # ids given out so far
     uncollected: int  # reports on their way

@@ -48,8 +48,9 @@ local function submit(name, state, at, time)
   local key = ARGV[at + 13]
   local expires = tonumber(ARGV[at + 12])
   if expires > 0 then expires = now + expires end
-  local id = known_under(key)
-    or create(at + 14, 1, class_number(ARGV[at + 9]), tonumber(ARGV[at + 10]), tonumber(ARGV[at + 11]), expires, key, now)
+  local id = known_under(key) or create({at = at + 14, count = 1, class = class_number(ARGV[at + 9]),
+    priority = tonumber(ARGV[at + 10]), due = tonumber(ARGV[at + 11]), expires = expires, key = key, first = 0,
+    conditions = {}, new = {}, awaited = {}}, now)
   id = string.format('%.0f', id)
   call('HSET', state, 'job', id, 'fired_for', time, 'fired_at', string.format('%.0f', now))
   note(name, state, 'fired', time, id)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- move: restore: NONE, PENDING, SCHEDULED, DISPATCHED, RUNNING -> DISPATCHED
+-- move: restore: NONE, PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING -> DISPATCHED
 -- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
 -- WITH: create
 -- KEYS: leader announced next_id scheduled channels
@@ -26,7 +26,7 @@ end
 
 local function is_superseded(r, attempt, entry)
   if r.state == DONE or r.attempt > attempt then return true end
-  if r.state == PENDING or r.state == SCHEDULED then return false end
+  if r.state == PENDING or r.state == SCHEDULED or r.state == WAITING then return false end
   return r.attempt == attempt and entry_of(r) ~= entry
 end
 
@@ -39,7 +39,7 @@ local function restore(at)
   local incarnation, id, attempt, entry = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 4]), ARGV[at + 5]
   local flags, priority, key, spec = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 8]), ARGV[at + 9], ARGV[at + 10]
   local time, number = string.match(entry, '^(%d+)-(%d+)$')
-  local rec = call('GET', BASE .. 'job:' .. id)
+  local rec = array.is_todo(id) and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
   if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
@@ -49,6 +49,7 @@ local function restore(at)
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     drop_hold(id, r)
+    if r.state == WAITING then forget_waiting(id, r) end
     local before = to_hex(r.incarnation)
     if (r.state == DISPATCHED or r.state == RUNNING) and before ~= incarnation then
       call('XDEL', BASE .. 'dispatch:' .. before, entry_of(r))
@@ -63,7 +64,8 @@ local function restore(at)
     .. middle(DISPATCHED, 0, flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
     .. struct.pack('<I4', #spec) .. spec)
   if key ~= '' and scope_of(spec) ~= 'pending' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
-  if (tonumber(id) or 0) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, id) end
+  local number = string.match(id, '^%d+') or '0'
+  if tonumber(number) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, number) end
   return 1
 end
 
