@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -167,6 +168,34 @@ def spawn_yardstick(count: int = 1500) -> float:
     return count / (time.monotonic() - began)
 
 
+def delayed(waiting: int = 1_000_000, due: int = 3000, seconds: float = 30.0) -> Figures:
+    """How late jobs start that become due at random moments, while a million wait for tomorrow; what those cost."""
+    with lab() as made:
+        made.start_daemon(2)
+        time.sleep(2)
+        before, server_before = _resident(made), made.redis.info("memory")["used_memory"]
+        for _ in range(waiting // 10_000):
+            made.client.submit_many([NOOP | {"delay": "1d"}] * 10_000)
+        time.sleep(2)
+        grown, per_job = _resident(made) - before, made.redis.info("memory")["used_memory"] - server_before
+        begin = time.time() + 3
+        moments = sorted(begin + random.uniform(0, seconds) for _ in range(due))
+        jobs = made.client.submit_many([NOOP | {"at": moment} for moment in moments])
+        made.client.wait(jobs, seconds + 60)
+        late = [job.view.result.started - moment for job, moment in zip(jobs, moments, strict=True)]
+        return {
+            "late_p50_ms": statistics.median(late) * 1000,
+            "late_p99_ms": statistics.quantiles(late, n=100)[98] * 1000,
+            "late_max_ms": max(late) * 1000,
+            "daemon_grown_mib": grown / 2**20,
+            "redis_bytes_per_waiting_job": per_job / waiting,
+        }
+
+
+def _resident(made: Lab) -> int:
+    return sum(process.memory_full_info().uss for process in made.processes())
+
+
 def idle(seconds: float = 20.0) -> Figures:
     """CPU and memory of master and slave with four channels and nothing to do."""
     with lab() as made:
@@ -192,6 +221,7 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "control": control,
     "latency": latency,
     "commands": commands,
+    "delayed": delayed,
     "idle": idle,
     "history": history,
 }

@@ -39,6 +39,10 @@ class NoSuchJob(JobschedError):
     """The namespace holds no record under this id (never submitted, or past its retention)."""
 
 
+class NoSuchSchedule(JobschedError):
+    """The namespace has no schedule of this name."""
+
+
 class WaitTimeout(JobschedError, TimeoutError):
     """The time given for waiting is over, and a job has not ended; it goes on all the same."""
 

@@ -107,6 +107,11 @@ TRANSITIONS: Final = frozenset(
         ("unblock", State.WAITING, State.PENDING),  # what it waited for has come
         ("unblock", State.WAITING, State.SCHEDULED),  # and its own time has not
         ("unblock", State.WAITING, State.DONE),  # skipped: it never will
+        ("fire", None, State.PENDING),  # a schedule's time has come
+        ("fire", None, State.SCHEDULED),  # with jitter
+        ("replace", State.PENDING, State.DONE),  # by the next fire of its schedule
+        ("replace", State.SCHEDULED, State.DONE),
+        ("replace", State.WAITING, State.DONE),
         ("promote", State.SCHEDULED, State.PENDING),
         ("dispatch", State.PENDING, State.DISPATCHED),
         ("dispatch", State.PENDING, State.RUNNING),  # an array, as a whole: its first task goes out
@@ -199,6 +204,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     workflow: str = ""  # the id of its workflow, which is that of its first job
     array: str = ""  # indices of a job array, and %limit: "1-100:2%5" (shortened); its tasks carry it too
     all_nodes: bool = False  # one task for each place
+    schedule: str = ""  # the schedule that fired it
+    scheduled_for: int = 0  # and for which of its times, in milliseconds since the epoch
 
     @property
     def what(self) -> str:

@@ -221,6 +221,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     from jobschedd.master.history import History
     from jobschedd.master.leadership import EpochFile, Leadership
     from jobschedd.master.placement import Placement
+    from jobschedd.master.timetable import Timetable
     from jobschedd.store.bell import Bell
     from jobschedd.store.connect import blocking, check_server, connect
     from jobschedd.store.inspect import Inspect
@@ -228,6 +229,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     from jobschedd.store.marks import Marks
     from jobschedd.store.memory import Memory
     from jobschedd.store.moves import Moves
+    from jobschedd.store.schedules import Schedules
     from jobschedd.store.survey import Survey
 
     timing, keys = config.timing, Keys(config.namespace)
@@ -265,6 +267,13 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
             SYSTEM_CLOCK,
             SHORTEST_KEEP_MS,
             config.master.history,
+        ),
+        timetable=Timetable(
+            Schedules(client, keys),
+            SYSTEM_CLOCK,
+            config.master.schedules,
+            config.node,
+            _keep_ms(config.master.keep.failed),
         ),
     )
     context.ready()

@@ -33,6 +33,7 @@ COMMANDS = {
     "release": "control",
     "priority": "control",
     "logs": "logs",
+    "schedule": "schedule",
     "history": "history",
     "nodes": "fleet",
     "channels": "fleet",

@@ -25,6 +25,7 @@ _PER_CHANNEL, _PER_MASTER = 3, 4
 _MOST_SKEW = 2.0  # seconds
 _SLOW_ANSWER = 0.05  # seconds
 _LONG_QUEUE = 10_000
+_MASTER_SILENT = 90.0  # seconds; a master says every 30 that it is there
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -81,6 +82,7 @@ def examine(inspect: Inspect) -> Iterator[Finding]:
     yield _connections(info, channels)
     yield _clock(server_time, took)
     yield _leader(inspect)
+    yield from _schedules(inspect)
     yield from _channels(channels)
     yield from _unserved(inspect, channels)
     yield from _queues(inspect)
@@ -202,6 +204,31 @@ def _leader(inspect: Inspect) -> Finding:
         return Finding("master", "error", f"no master leads namespace {inspect.keys.namespace}", mend)
     instance, _, epoch = leader[0].rpartition(":")
     return Finding("master", "ok", f"{instance} leads, epoch {epoch}")
+
+
+def _schedules(inspect: Inspect) -> Iterator[Finding]:
+    from jobschedd.store.schedules import Schedules
+
+    store = Schedules(inspect.client, inspect.keys)
+    now = store.now()
+    living = [master for master in store.masters() if now - master.at < _MASTER_SILENT * 1000]
+    if len({master.schedules for master in living}) > 1:
+        everything = {one for master in living for one in master.schedules}
+        differing = {
+            one.partition(":")[0] for one in everything if not all(one in master.schedules for master in living)
+        }
+        message = (
+            f"the configurations of the masters {_some([master.name for master in living])} differ in "
+            f"{_some(sorted(differing))}: which holds depends on who leads"
+        )
+        yield Finding("schedules", "warning", message, "give all masters the same master.schedules")
+    found, unreadable = store.all()
+    if unreadable:
+        mend = "they were written by a newer version: finish the upgrade"
+        yield Finding("schedules", "error", f"not readable for this version: {_some(unreadable)}", mend)
+    paused = [one.schedule.name for one in found if one.paused is not None]
+    if found:
+        yield Finding("schedules", "ok", f"{len(found)}" + (f", paused: {_some(paused)}" if paused else ""))
 
 
 def _channels(channels: list[ChannelView]) -> Iterator[Finding]:

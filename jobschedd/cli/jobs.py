@@ -178,6 +178,8 @@ def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[
     if header.priority:
         yield "priority", str(header.priority)
     yield "submitted", full_moment(header.submitted / 1000) + (f" by {safe(spec.submitter)}" if spec.submitter else "")
+    if spec.schedule:
+        yield "schedule", safe(f"{spec.schedule}, its time {full_moment(spec.scheduled_for / 1000)}")
     if spec.after:
         yield (
             "after",

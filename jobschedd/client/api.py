@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from jobschedd.client.follow import Follower, Output
 from jobschedd.client.history import Histories
 from jobschedd.client.jobs import Job, checked_id, no_such_job
+from jobschedd.client.schedules import Schedules
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
 from jobschedd.client.why import Explanation, explain
@@ -525,6 +526,11 @@ class Client:
     def resume(self, name: str) -> bool:
         """Take a drain or a pause back; whether there was one."""
         return self.session.patiently(lambda: self.session.moves.resume(name))
+
+    @property
+    def schedules(self) -> Schedules:
+        """What runs again and again."""
+        return Schedules(self.session)
 
     @property
     def inspect(self) -> Inspect:

@@ -21,7 +21,8 @@ _LONGEST_SOCKET_PATH = 107  # bytes that fit a Unix socket's address
 def check(config: Config, document: Document, reader: Reader) -> None:
     """Note every contradiction in ``config``; what rests on a field that is wrong already is passed over."""
     _check_roles(config, reader)
-    _check_channels(document, reader)
+    _check_names(document, reader, "slave", "channels", "channel")
+    _check_names(document, reader, "master", "schedules", "schedule")
     _check_redis(config, reader)
     _check_timing(config, reader)
     _check_history(config, reader)
@@ -81,20 +82,18 @@ def _check_roles(config: Config, reader: Reader) -> None:
         )
 
 
-def _check_channels(document: Document, reader: Reader) -> None:
-    # By the document, not the structs: a channel with another mistake counts too, and has its line.
-    slave = document.value.get("slave") if isinstance(document.value, dict) else None
-    channels = slave.get("channels") if isinstance(slave, dict) else None
+def _check_names(document: Document, reader: Reader, role: str, kind: str, what: str) -> None:
+    # By the document, not the structs: an item with another mistake counts too, and has its line.
+    section = document.value.get(role) if isinstance(document.value, dict) else None
+    items = section.get(kind) if isinstance(section, dict) else None
     first: dict[str, int] = {}
-    for index, item in enumerate(channels if isinstance(channels, list) else ()):
+    for index, item in enumerate(items if isinstance(items, list) else ()):
         name = item.get("name") if isinstance(item, dict) else item
         if not isinstance(name, str):
             continue
         if name in first:
-            line = document.line(("slave", "channels", first[name]))
-            reader.mistake(
-                ("slave", "channels", index, "name"), f"channel {shown(name)} exists already, in line {line}"
-            )
+            line = document.line((role, kind, first[name]))
+            reader.mistake((role, kind, index, "name"), f"{what} {shown(name)} exists already, in line {line}")
         first.setdefault(name, index)
 
 
@@ -172,6 +171,8 @@ def warnings(config: Config, document: Document, mode: int, url_had_password: bo
         yield f"{config.source}: everybody may write this file, and with it run commands here: chmod o-w"
     if config.redis.embedded and (config.redis.password is not None or config.redis.username is not None):
         yield _line(config, document, "redis.password", "has no effect with url: embedded")
+    if config.master.schedules and not config.is_master:
+        yield _line(config, document, "master.schedules", "has no effect without role master")
     if config.transport == "stream":
         for key in ("channels", "result_timeout", "on_no_receiver"):
             if ("master", key) in document.lines:

@@ -25,6 +25,7 @@ from jobschedd.config.values import (
     RedisUrl,
     Retries,
     Roles,
+    Schedules,
     Secret,
     Size,
     Slots,
@@ -115,6 +116,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     result_timeout: PositiveDuration = 3600.0
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024
+    schedules: Schedules = ()
 
 
 class ChannelConfig(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ import msgspec
 from jobschedd.config import values
 from jobschedd.config.document import Broken, Document, Mistake, Path
 from jobschedd.config.model import Struct
-from jobschedd.config.values import CheckItems, Derived, Read, ReadEntries, ReadPath
+from jobschedd.config.values import CheckItems, Derived, Read, ReadEntries, ReadItem, ReadPath
+from jobschedd.errors import InvalidJob
 
 Section = TypeVar("Section", bound=Struct)
 
@@ -114,6 +115,8 @@ class Reader:
                 return self._read(read, value, path)
             case ReadPath():
                 return self._read(lambda given: values.path(given, self._folder), value, path)
+            case ReadItem(read_item):
+                return self._item(read_item, value, path)
             case ReadEntries(read_entry):
                 return self._entries(read_entry, value, path)
             case CheckItems(check):
@@ -127,6 +130,20 @@ class Reader:
             return _UNREAD
         read = [self._typed(hint, item, (*path, index)) for index, item in enumerate(value)]
         return tuple(item for item in read if item is not _UNREAD)
+
+    def _item(self, read: Callable[[Any], Any], value: Any, path: Path) -> Any:
+        if _holds_broken(value):
+            return _UNREAD
+        if not isinstance(value, dict):
+            self.mistake(path, f"expected a mapping of settings, got {values.kind(value)}")
+            return _UNREAD
+        try:
+            return read(_resolved(value))
+        except InvalidJob as error:
+            field, _, rest = error.field.partition("[")
+            index = (int(rest.removesuffix("]")),) if rest.removesuffix("]").isdigit() else ()
+            self.mistake((*path, field, *index), error.problem, at=(*path, field) if field in value else path)
+            return _UNREAD
 
     def _entries(self, read: Callable[[str, Any], str], value: Any, path: Path) -> Any:
         if value is None:
@@ -147,6 +164,21 @@ class Reader:
         except ValueError as error:
             self.mistake(path, str(error))
             return _UNREAD
+
+
+def _holds_broken(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_broken, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Broken)
+
+
+def _resolved(value: Any) -> Any:
+    """Plain values: what ``${...}`` stood for has the type that it looks like."""
+    if isinstance(value, dict):
+        return {str(key): _resolved(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_resolved(content) for content in value]
+    return values.typed(value)
 
 
 class _Unread:

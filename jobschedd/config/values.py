@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from jobschedd.durations import parse_duration
+from jobschedd.schedule import Schedule, schedule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
@@ -103,6 +104,13 @@ class CheckItems:
     """Marks a tuple, whose items are read by their own type, with the function that checks it as a whole."""
 
     check: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class ReadItem:
+    """Marks a mapping with the function that reads it whole, and says by InvalidJob which of its fields is wrong."""
+
+    read: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -382,6 +390,7 @@ def _check_sentinel(hosts: str, path: str) -> None:
         raise ValueError("names no service; write sentinel://HOST:PORT,HOST:PORT/SERVICE")
 
 
+Schedules = tuple[Annotated[Schedule, ReadItem(schedule)], ...]
 Text = Annotated[str, Read(text)]
 Name = Annotated[str, Read(name)]
 Names = Annotated[tuple[Name, ...], CheckItems(distinct)]

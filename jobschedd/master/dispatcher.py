@@ -19,6 +19,7 @@ from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement
+from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
@@ -73,9 +74,11 @@ class Dispatcher:
         check: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
         budgets: Budgets | None = None,
+        timetable: Timetable | None = None,
     ) -> None:
         self._guard = guard
         self._budgets = budgets
+        self._timetable = timetable
         self._check = check
         self._moves = moves
         self._survey = survey
@@ -142,6 +145,8 @@ class Dispatcher:
             self._checked = True
         if self._guard is not None:
             self._guard.check()
+        if self._timetable is not None:
+            self._timetable.present()
         if not self._leadership.hold():
             if self._surveyed:
                 self._ring_for_everything()
@@ -158,6 +163,7 @@ class Dispatcher:
             self._look_at_everything()
             failpoint("dispatcher.survey.after")
         self._listen()
+        self._fire_due()
         self._promote_due()
         self._unblock()
         self._keep_cadences()
@@ -196,6 +202,7 @@ class Dispatcher:
     def _forget(self) -> None:
         if self._guard is not None:
             self._guard.doubt()
+        self._read_schedules_again()
         self._surveyed = False
         self._trusted_since = None
 
@@ -229,6 +236,7 @@ class Dispatcher:
         self._open_and_close()
         self._acknowledge_drains()
         self._due_at = 0.0
+        self._read_schedules_again()
         self._to_unblock = True
         self._surveyed = True
 
@@ -252,6 +260,8 @@ class Dispatcher:
             return 0.0
         now = self._clock.boottime()
         soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
+        if self._timetable is not None:
+            soonest = min(soonest, self._timetable.due_at)
         return max(0.0, min(self._block, soonest - now))
 
     def _hear(self, message: list[str]) -> None:
@@ -268,6 +278,8 @@ class Dispatcher:
                 self._say_goodbye(incarnation)
             case ["s"]:
                 self._due_at = 0.0
+            case ["t"]:
+                self._read_schedules_again()
             case ["unblock"]:
                 self._to_unblock = True
             case ["x"]:
@@ -341,6 +353,14 @@ class Dispatcher:
             elif now >= cadence.due:
                 cadence.due = now + cadence.every
                 cadence.duty()
+
+    def _read_schedules_again(self) -> None:
+        if self._timetable is not None:
+            self._timetable.forget()
+
+    def _fire_due(self) -> None:
+        if self._timetable is not None:
+            self._timetable.fire_due(self._leadership.fence)
 
     def _promote_due(self) -> None:
         now = self._clock.boottime()

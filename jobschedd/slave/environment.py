@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+from datetime import UTC, datetime
 from typing import Final
 
 from jobschedd.job import Order, task_of
@@ -33,6 +34,9 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
         "JOBSCHED_CHANNEL": settings.channel,
         "JOBSCHED_NODE": settings.node,
     }
+    if order.spec.schedule:
+        variables["JOBSCHED_SCHEDULE"] = order.spec.schedule
+        variables["JOBSCHED_SCHEDULED_FOR"] = _utc(order.spec.scheduled_for)
     task = task_of(order.job)
     if task is not None:
         variables["JOBSCHED_ARRAY_ID"], variables["JOBSCHED_ARRAY_INDEX"] = task[0], str(task[1])
@@ -45,10 +49,15 @@ def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]
     for name, value in order.spec.env.items():
         if not (name.startswith(OWN_PREFIX) and name in environment):
             environment[name] = value
-    environment.pop("JOBSCHED_ARRAY_INDEX", None)
-    environment.pop("JOBSCHED_ARRAY_ID", None)
+    for name in ("JOBSCHED_ARRAY_ID", "JOBSCHED_ARRAY_INDEX", "JOBSCHED_SCHEDULE", "JOBSCHED_SCHEDULED_FOR"):
+        environment.pop(name, None)
     environment.update(job_variables(order, settings))
     return environment
+
+
+def _utc(milliseconds: int) -> str:
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds" if milliseconds % 1000 else "seconds").replace("+00:00", "Z")
 
 
 @functools.lru_cache(maxsize=4)

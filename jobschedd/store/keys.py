@@ -51,6 +51,11 @@ lease:<i>         hash    window and home of channel incarnation i              
 dispatch:<i>      stream  orders for channel incarnation i, until answered              until it is reaped
 control:<i>       stream  hints for channel incarnation i: cancel, follow               1 hour, capped
 results           stream  what channels report, until collected                         until collected
+schedules         hash    name of a schedule -> what it is (JSON, see schedule.py)       until removed
+schedule:<name>   hash    revision, origin, cursor (the time it has come to), paused,   until removed
+                          waiting times, last job, counters
+fires:<name>      list    its last 50 fires (JSON), the newest first                    until removed
+masters           hash    node of a master -> what it is configured with (JSON)         1 day unless renewed
 inbox:<n>         list    ids of ended jobs that client n waits for                     10 minutes
 waiters:<id>      set     further clients that wait for one job                         1 day
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
@@ -110,6 +115,8 @@ class Keys:
         self.channels = self.base + "channels"
         self.known = self.base + "known"
         self.owners = self.base + "owners"
+        self.schedules = self.base + "schedules"
+        self.masters = self.base + "masters"
         self.results = self.base + "results"
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
@@ -154,6 +161,14 @@ class Keys:
     def control(self, incarnation: str) -> str:
         """The hints for a channel incarnation."""
         return f"{self.base}control:{incarnation}"
+
+    def schedule(self, name: str) -> str:
+        """The state of a schedule."""
+        return f"{self.base}schedule:{name}"
+
+    def fires(self, name: str) -> str:
+        """The last fires of a schedule."""
+        return f"{self.base}fires:{name}"
 
     def inbox(self, client: int) -> str:
         """Where a waiting client is told of ended jobs."""

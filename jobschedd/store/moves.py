@@ -162,7 +162,7 @@ class Moves:
             times = (first.delay_ms, first.at_ms, first.expires_ms)
             links = (first.id, " ".join(first.after))
             arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
-            arguments += [_new_record(submission, waiter) for submission in group]
+            arguments += [new_record(submission, waiter) for submission in group]
             if first.array is not None:
                 arguments += _array_arguments(first, first.array)
         answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
@@ -377,7 +377,8 @@ def _group_key(number: int, submission: Submission) -> Any:
     return submission.target, submission.priority, times, submission.after, offset
 
 
-def _new_record(submission: Submission, waiter: int) -> bytes:
+def new_record(submission: Submission, waiter: int = 0) -> bytes:
+    """The record of a job to be, but for what the server fills in: class, times, state."""
     return _packed(submission.spec, submission.flags, submission.priority, waiter)
 
 

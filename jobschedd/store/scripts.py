@@ -1,7 +1,8 @@
 """The server-side scripts: one file a move in ``lua/``, its header read as data.
 
 A script's first comment lines say which fixed keys it uses (``-- KEYS: leader pending``, names of attributes
-of ``Keys``) and what it takes and returns. They are passed as KEYS and reach the script as ``KEY.leader``.
+of ``Keys``) and what it takes and returns. They are passed as KEYS and reach the script as ``KEY.leader``. ``-- WITH:
+create`` puts ``lua/create.lua`` in front, which several scripts share; ``record.lua`` is in front of all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Script:
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        self.text = f"{shebang}\n{_text('record')}\n{_text('array')}\nlocal KEY = {{{table}}}\n{body}".lstrip()
+        parts = "\n".join(_text(part) for part in ("record", "array", *_named(body, "WITH")))
+        self.text = f"{shebang}\n{parts}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
@@ -52,10 +54,17 @@ def _text(name: str) -> str:
 
 
 def _key_names(body: str) -> tuple[str, ...]:
+    if "\n-- KEYS:" not in f"\n{body}":
+        raise ValueError("a script says no KEYS in its header")
+    return _named(body, "KEYS")
+
+
+def _named(body: str, what: str) -> tuple[str, ...]:
+    """The words of a header line."""
     for line in body.splitlines():
-        if line.startswith("-- KEYS:"):
-            return tuple(line.removeprefix("-- KEYS:").split())
-    raise ValueError("a script says no KEYS in its header")
+        if line.startswith(f"-- {what}:"):
+            return tuple(line.removeprefix(f"-- {what}:").split())
+    return ()
 
 
 @cache

@@ -187,6 +187,8 @@ class JobView:
             "indices": spec.array or None,
             "array_id": task[0] if task else None,
             "index": task[1] if task else None,
+            "schedule": spec.schedule or None,
+            "scheduled_for": _seconds(spec.scheduled_for),
             "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
         }
         if output:

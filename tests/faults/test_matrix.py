@@ -14,6 +14,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ LOST = frozenset({("lost", "channel_lost"), ("lost", "no_answer"), ("failed", "d
 
 def _nothing(scene: Scene) -> None:
     """The load alone passes the point."""
+
+
+def _schedule(scene: Scene) -> None:
+    scene.under_way()
+    scene.client.schedules.add(name="tick", every="1s", shell="true", if_running="allow", end=time.time() + 6)
 
 
 def _kill_channel(scene: Scene) -> None:
@@ -131,6 +137,9 @@ CASES = {
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),
     "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
+    "dispatcher.timetable.after": Case("master", 1),
+    "dispatcher.fire.before": Case("master", 2, _schedule),
+    "dispatcher.fire.after": Case("master", 2, _schedule),
     "dispatcher.unblock.before": Case("master", 2),
     "dispatcher.unblock.after": Case("master", 2),
     "dispatcher.cancel.before": Case("master", 1, _cancel_an_array),
@@ -215,11 +224,18 @@ def test_broken_between_two_effects(cluster, ledger, redis_server, point, fault)
         if fault == "stop":
             _outlast_the_lease(scene)
         account = scene.verdict(within=40, expected=SUCCESS | (LOST if case.pubsub else frozenset()))
+        if case.trouble is _schedule:
+            _each_second_has_one_job(scene)
         unlucky = [end for end in account.ends if end.outcome != "succeeded"]
         # The classic wire promises at most one start: what was on its way, or in the process that died, is lost.
         assert len(unlucky) <= (8 if case.pubsub else 0), f"these ended otherwise: {unlucky}"
         figures |= of_account(account)
         figures["unlucky"] = len(unlucky)
+
+
+def _each_second_has_one_job(scene: Scene) -> None:
+    times = sorted(job.view.spec.scheduled_for for job in scene.client.jobs(name="tick"))
+    assert times == list(range(times[0], times[-1] + 1000, 1000)), "a time of the schedule has no job, or two"
 
 
 def _outlast_the_lease(scene: Scene) -> None:

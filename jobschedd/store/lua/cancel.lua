@@ -2,7 +2,7 @@
 -- move: cancel: PENDING, SCHEDULED, WAITING -> DONE
 -- move: cancel: RUNNING -> DONE
 -- (with a channel: a flag on the record and a hint. RUNNING: an array of which no task is with a channel)
--- KEYS: scheduled cancelling
+-- KEYS: scheduled
 -- ARGV: base, keep (ms), ids...
 -- returns: per id {1 cancelled | 2 requested | 3 had ended | 4 unknown, outcome where it had ended}
 local now, keep = now_ms(), tonumber(ARGV[2])
@@ -19,19 +19,8 @@ for at = 3, #ARGV do
   elseif has(r.flags, ARRAY) then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     reply = {array.cancel(id, r, keep, now) and 1 or 2}
-  elseif r.state == DISPATCHED or r.state == RUNNING then
-    if not has(r.flags, CANCEL_REQUESTED) then
-      r.flags = r.flags + CANCEL_REQUESTED
-      write_middle(id, r)
-      call('SADD', KEY.cancelling, id)
-    end
-    hint('cancel', id, r)
-    reply = {2}
   else
-    if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
-    finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
-    if r.state == PENDING then drop_tombstones(r.class, r.priority) end
-    reply = {1}
+    reply = {request_end(id, rec, r, keep, now)}
   end
   replies[#replies + 1] = reply
 end

@@ -292,3 +292,20 @@ local function await_all(id, conditions, new, now)
   if number then call('ZADD', BASE .. 'waiting', now, id) end
   return number
 end
+
+-- Somebody wants the end of a job that has not ended: 1 cancelled, or 2 asked of the channel that has it.
+local function request_end(id, rec, r, keep, now)
+  if r.state == DISPATCHED or r.state == RUNNING then
+    if not has(r.flags, CANCEL_REQUESTED) then
+      r.flags = r.flags + CANCEL_REQUESTED
+      write_middle(id, r)
+      call('SADD', BASE .. 'cancelling', id)
+    end
+    hint('cancel', id, r)
+    return 2
+  end
+  if r.state == SCHEDULED then call('ZREM', BASE .. 'scheduled', id) end
+  finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
+  if r.state == PENDING then drop_tombstones(r.class, r.priority) end
+  return 1
+end

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- move: restore: NONE, PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING -> DISPATCHED
 -- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
--- KEYS: leader announced classes next_id scheduled channels
+-- WITH: create
+-- KEYS: leader announced next_id scheduled channels
 -- ARGV: base, fence; then per announcement: its entry in the stream of them, incarnation, what its channel says of
 --       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec
 -- returns: per announcement 1 restored | 0 known already, or superseded
@@ -10,15 +11,6 @@ local now = now_ms()
 
 local function from_hex(text)
   return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
-end
-
-local function class_number(text)
-  local number = call('HGET', KEY.classes, text)
-  if not number then
-    number = call('HLEN', KEY.classes) + 1
-    call('HSET', KEY.classes, text, number)
-  end
-  return tonumber(number)
 end
 
 local function has_entry(incarnation, entry)
