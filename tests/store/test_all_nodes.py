@@ -23,6 +23,7 @@ def client(redis_server: RedisServer) -> Iterator[Client]:
 
 def fleet(driver: Driver, count: int, away: int = 0, **more: object) -> list[FakeChannel]:
     """Channels that the dispatcher has seen; the first ``away`` have left. They keep no connections open."""
+    driver.lead(lease_ms=3_600_000)
     driver.client.connection_pool.max_connections = 10_000  # it counts those that were closed, too
     channels = []
     for number in range(1, count + 1):
