@@ -286,12 +286,13 @@ class Client:
         return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name))
 
     def tasks(self, array: AnyJob, *statuses: str) -> Iterator[Job]:
-        """The tasks of an array, by index: see ``Job.tasks``. Raises NoSuchJob, UsageError."""
+        """The tasks of an array, by index: see ``Job.tasks``. The first step raises NoSuchJob, UsageError."""
         view = self.read(checked_id(array))
         if not view.is_array:
             raise UsageError(f"job {view.id} is no array: it has no tasks")
         states, outcomes = statuses_of(statuses)
-        return (Job(self, task.id, task) for task in self.inspect.tasks(view.id, states, outcomes))
+        for task in self.inspect.tasks(view.id, states, outcomes):
+            yield Job(self, task.id, task)
 
     def cancel(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Cancelled]:
         """Ask for the end of jobs, one answer each. A success that came first stays a success."""

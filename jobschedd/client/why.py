@@ -86,6 +86,38 @@ def no_master(facts: Facts) -> Reason | None:
     return Reason("no_master", lambda: "It waits: no master leads; it goes on once a daemon with role master runs.")
 
 
+# -- arrays ---------------------------------------------------------------------------------------------------
+
+
+def array_limit(facts: Facts) -> Reason | None:
+    """An array, or a task of one that has not started: as many are active as may be."""
+    counts = facts.view.counts or facts.view.within
+    if counts is None or not counts.not_started or not counts.limit or counts.active < counts.limit:
+        return None
+    what = f"It is an array of {counts.total} tasks ({counts})" if facts.view.is_array else "It is a task of an array"
+    text = f"{what}: {counts.active} of at most {counts.limit} are active; the end of one of them starts the next."
+    return Reason("array_limit", lambda: text)
+
+
+def array_running(facts: Facts) -> Reason | None:
+    """An array as a whole."""
+    if not facts.view.is_array:
+        return None
+    return Reason("array", lambda: _array_running(facts))
+
+
+def _array_running(facts: Facts) -> str:
+    counts = facts.view.counts
+    if counts is None:
+        return "It is an array, and its counts are gone."
+    if facts.view.spec.all_nodes:
+        return f"It has a task on each of {counts.total} places ({counts}): it ends with the last of them."
+    rest = (
+        "those that have not started wait for free channels" if counts.not_started else "it ends with the last of them"
+    )
+    return f"It is an array of {counts.total} tasks ({counts}): {rest}."
+
+
 # -- what stops this job --------------------------------------------------------------------------------------
 
 
@@ -385,6 +417,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         data_lost,
         no_master,
         held,
+        array_limit,
         no_channel,
         no_label,
         offline,
@@ -394,7 +427,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         about_to_start,
     ),
     State.DISPATCHED: (cancelling, channel_silent, suspect, dispatched),
-    State.RUNNING: (cancelling, channel_silent, running),
+    State.RUNNING: (array_limit, array_running, cancelling, channel_silent, running),
     State.DONE: (ended,),
 }
 

@@ -126,6 +126,8 @@ class Inspect:
     def _tasks(self, array: str, indices: Iterable[int], bits: Mapping[str, bytes]) -> Iterator[JobView]:
         (parent,) = self.records([array])
         whole = None if parent is None else _readable(array, parent)
+        if whole is not None:
+            self.count([whole])
         source = iter(indices)
         while batch := list(islice(source, _FETCH)):
             records = self.records([f"{array}_{index}" for index in batch])
@@ -713,7 +715,9 @@ def _task(job_id: str, record: bytes | None, whole: JobView | None, said: Collec
         outcome, cause = (Outcome.EXPIRED, "expired") if expired else (Outcome.CANCELLED, "cancelled")
         header = msgspec.structs.replace(header, state=State.DONE, outcome=outcome)
         result = encode(Result(outcome=outcome, cause=cause, ended=header.since / 1000))
-    return JobView(job_id, header.pack(len(whole.packed_spec)) + whole.packed_spec + result)
+    made = JobView(job_id, header.pack(len(whole.packed_spec)) + whole.packed_spec + result)
+    made.within = whole.counts if "todo" in said else None
+    return made
 
 
 def _word(kind: type[State] | type[Outcome], wanted: Collection[Any]) -> str:

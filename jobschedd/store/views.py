@@ -71,6 +71,8 @@ class JobView:
         self.id = job_id
         #: Of an array, once somebody has counted: see ``Inspect.count``.
         self.counts: ArrayCounts | None = None
+        #: Of a task that has not started, how its array stands.
+        self.within: ArrayCounts | None = None
         self._record: Record = decode_record(data)
 
     @property
