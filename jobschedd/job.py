@@ -537,7 +537,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes to hand it in."""
+        """About how many bytes it takes to hand it in; a condition counts as many as it costs the server in time."""
+        size = len(self.spec) + 200 * len(self.after)
         if self.array is None:
-            return len(self.spec)
-        return len(self.spec) + len(self.array.todo) + sum(len(place.spec) for place in self.array.places)
+            return size
+        return size + len(self.array.todo) + sum(len(place.spec) for place in self.array.places)

@@ -13,6 +13,7 @@ from jobschedd.submission import JOB_ID
 
 #: Jobs of one workflow: it is submitted in one step, and must not hold up the server.
 MOST_IN_WORKFLOW = 10_000
+MOST_CONDITIONS_IN_WORKFLOW = 100_000
 
 
 class BadItem(InvalidJob):
@@ -55,11 +56,17 @@ def targets(submission: Submission) -> list[str]:
 def ordered(submissions: Sequence[Submission]) -> list[int]:
     """The numbers of the jobs of a workflow, each after those that it waits for. Raises BadItem.
 
-    Refused are refs that nobody or several have, circles, and more than MOST_IN_WORKFLOW jobs.
+    Refused are refs that nobody or several have, circles, and more jobs or conditions than one step may have.
     """
     if len(submissions) > MOST_IN_WORKFLOW:
         problem = f"are {len(submissions)} jobs; a workflow has {MOST_IN_WORKFLOW} at most"
         raise BadItem(MOST_IN_WORKFLOW, "jobs", problem)
+    conditions = 0
+    for number, submission in enumerate(submissions):
+        conditions += len(submission.after)
+        if conditions > MOST_CONDITIONS_IN_WORKFLOW:
+            problem = f"too many conditions; a workflow has {MOST_CONDITIONS_IN_WORKFLOW} at most: let a job join many"
+            raise BadItem(number, "after", problem)
     numbers: dict[str, int] = {}
     for number, submission in enumerate(submissions):
         if submission.ref and numbers.setdefault(submission.ref, number) != number:

@@ -412,7 +412,7 @@ class Client:
         One that never started (it was skipped, cancelled, expired) is subject to its conditions (``after``) again.
         """
         self.retried(job)
-        return self._handle(job)
+        return Job(self, checked_id(job))
 
     def retried(self, job: AnyJob) -> str:
         """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""

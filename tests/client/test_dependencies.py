@@ -150,6 +150,14 @@ class TestWorkflow:
         with pytest.raises(InvalidJob, match="are 10001 jobs; a workflow has 10000 at most"):
             w.commit()
 
+    def test_too_many_conditions(self, client: Client):
+        w = client.workflow()
+        first = [w.submit(["true"]) for _ in range(400)]
+        for _ in range(251):
+            w.submit(["true"], after=first)
+        with pytest.raises(InvalidJob, match=r"^job\.651: after: too many conditions; a workflow has 100000 at most"):
+            w.commit()
+
     def test_it_depends_on_jobs_outside(self, client: Client):
         outside = client.submit(["true"])
         with client.workflow() as w:

@@ -97,6 +97,28 @@ def test_what_is_never_answered_is_lost(classic, cluster, foreigner):
         assert job.refresh().outcome == "lost", "an answer that comes too late changes nothing"
 
 
+def test_each_way_to_an_end_lets_others_go_on(classic, cluster, foreigner):
+    """Answered, never answered, cancelled: what waits for the end is published next."""
+    classic.master(["1"], result_timeout="2s")
+    listener = foreigner.subscribe("CHANNEL_DISPATCH_1")
+    with cluster.client() as client:
+        answered, silent = client.submit_many([{"command": ["true"]}] * 2)
+        cancelled = client.submit(["true"], delay="1h")
+        after = [client.submit(["true"], after=(job, "any")) for job in (answered, silent, cancelled)]
+        after.append(client.submit(["true"], after=silent))
+        wait_until(lambda: len(listener.heard) == 2, 10, cluster.logs())
+        foreigner.publish("CHANNEL_RESULT", answered.id)
+        cancelled.cancel()
+        expected = {job.id for job in (answered, silent, *after[:3])}
+        wait_until(lambda: set(listener.payloads()) == expected, 15, cluster.logs())
+        after[3].wait(10)
+        assert silent.refresh().outcome == "lost"
+        assert (after[3].outcome, after[3].error) == (
+            "skipped",
+            f"job {silent.id} was lost; this job waited for its success",
+        )
+
+
 @pytest.mark.parametrize("role", ["supervisor", "dispatcher"])
 def test_what_was_published_is_not_forgotten_over_a_crash(classic, cluster, foreigner, role):
     master = classic.master(["1"], result_timeout="2s")

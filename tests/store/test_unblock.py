@@ -470,6 +470,22 @@ class TestRecheck:
         assert self.check(driver) == (0, 0)
 
 
+def test_settled_it_waits_no_more(driver):
+    """Redis went back to a copy in which it waited; the history knows that it has ended."""
+    from jobschedd.store.marks import KnownEnd, Marks
+
+    (parent,) = driver.submit()
+    (child,) = driver.submit(after=parent, delay="1h")
+    (grandchild,) = driver.submit(after=f"{child}:fail")
+    result = encode(Result(outcome=Outcome.SKIPPED, cause="dependency"))
+    end = KnownEnd(child, 0, driver.now_ms() / 1000 + 1, Outcome.SKIPPED, result)
+    assert Marks(driver.client, driver.keys).settle(driver.fence, [end], [KEEP]) == 1
+    assert driver.outcome(child) is Outcome.SKIPPED
+    unblock(driver)
+    assert driver.state(grandchild) is State.PENDING
+    assert rest(driver) == {f"dependents:{parent}"}, "a tombstone, until that one ends"
+
+
 def test_restored_by_a_channel_it_waits_no_more(driver, channel):
     """Redis went back to a copy in which it waited; a channel runs it."""
     from jobschedd.store.marks import Marks
