@@ -88,10 +88,6 @@ class AsyncJob(Reading):
         """Why it is where it is."""
         return await self._client.explain(self)
 
-    def tasks(self, *statuses: str) -> AsyncIterator[AsyncJob]:
-        """The tasks of an array in any of these states or with any of these outcomes (none given: all), by index."""
-        return self._client.tasks(self, *statuses)
-
     async def hold(self, reason: str = "") -> Changed:
         """Keep it from being dispatched, until it is released."""
         return (await self._client.hold([self], reason))[0]
@@ -328,17 +324,6 @@ class AsyncClient:
             yield attempt
         if histories.problem is not None:
             raise histories.problem
-
-    async def tasks(self, array: AnyAsyncJob, *statuses: str) -> AsyncIterator[AsyncJob]:
-        """The tasks of an array in any of these states or with any of these outcomes (none given: all), by index."""
-        job_id = checked_id(array)
-        async for job in self._stepped(lambda: self._client.tasks(job_id, *statuses), _STEP):
-            yield self._ours(job)
-
-    async def retry_failed(self, array: AnyAsyncJob) -> int:
-        """Run those tasks of an array once more that did not succeed; how many that are."""
-        job_id = checked_id(array)
-        return await self._run(lambda: self._client.retry_failed(job_id))
 
     async def cancel(self, jobs: AnyAsyncJob | Iterable[AnyAsyncJob]) -> list[Cancelled]:
         """Ask for the end of jobs, one answer each."""
