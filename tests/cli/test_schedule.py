@@ -168,6 +168,7 @@ class TestConfigured:
 
     def test_they_come_change_and_go_with_the_file(self, cluster: Cluster):
         daemon = cluster.start(["master", "slave"], channels=1, master={"schedules": list(self.SCHEDULES)})
+        wait_until(lambda: document(cluster, "schedule", "list"), 15, "the file is read")
         (one,) = document(cluster, "schedule", "list")
         assert (one["name"], one["origin"]) == ("own", "config")
         for command in (["remove", "own"], ["add", "own", "--every", "2h", "--replace", "--", "x"]):
@@ -188,5 +189,5 @@ class TestConfigured:
         cluster.start("master", master={"schedules": list(self.SCHEDULES)})
         assert "differ" not in cluster.run("doctor").stdout
         cluster.start("master")
-        said = cluster.run("doctor").stdout
-        assert "schedules: the configurations of the masters node1, node2 differ in own: which holds" in said
+        said = "schedules: the configurations of the masters node1, node2 differ in own: which holds"
+        wait_until(lambda: said in cluster.run("doctor").stdout, 30, "the doctor says so", every=0.2)

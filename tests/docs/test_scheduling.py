@@ -10,6 +10,7 @@ import pytest
 
 from cluster import Cluster
 from docs.examples import Section, matches, run_console, run_python, sections, steps
+from redis_server import wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "scheduling.md"
 CHANNELS = ["1", "2", {"name": "gpu", "slots": 2, "labels": ["gpu"]}]
@@ -28,6 +29,10 @@ def test_the_page_tells_the_truth(cluster: Cluster, section: Section):
         ["master", "slave"], node="web-07", channels=CHANNELS, slave=slave, master=configuration.get("master")
     )
     daemon.start(within=60)
+    schedules = configuration.get("master", {}).get("schedules", ())
+    with cluster.client() as client:  # the daemon is ready before it has begun to lead
+        wait_until(lambda: client.inspect.leader(), 60, "it leads")
+        wait_until(lambda: len(client.schedules.all()) == len(schedules), 60, "it has read its schedules")
     environment = cluster.environment(
         JOBSCHED_REDIS_URL=cluster.redis_url,
         JOBSCHED_NAMESPACE=cluster.namespace,
