@@ -1,6 +1,6 @@
 #!lua flags=no-writes,allow-oom
 -- What uses how much, from samples: a look at every record would hold up the server. Reads only.
--- KEYS: pending scheduled held waiting
+-- KEYS: pending scheduled held
 -- ARGV: base, draws from all keys, draws from the jobs that wait
 -- returns: keys of the database; then of the draws from all keys, per kind that was met: name, keys, bytes; an empty
 --          text; jobs that wait, those drawn of them, their bytes
@@ -30,7 +30,7 @@ for _ = 1, draws do
   keys[kind], bytes[kind] = keys[kind] + 1, bytes[kind] + bytes_of(key)
 end
 
-local lists, waiting = {}, call('ZCARD', KEY.scheduled) + call('ZCARD', KEY.waiting)
+local lists, waiting = {}, call('ZCARD', KEY.scheduled)
 for _, name in ipairs(call('SMEMBERS', KEY.pending)) do
   local length = call('LLEN', BASE .. 'pending:' .. name)
   lists[#lists + 1] = {BASE .. 'pending:' .. name, length}
@@ -50,8 +50,8 @@ for number = 1, math.min(waiting_draws, #lists) do
     draw(call('LINDEX', list[1], -1 - at))
   end
 end
-for _, key in ipairs({KEY.scheduled, KEY.waiting}) do
-  for _, id in ipairs(call('ZRANDMEMBER', key, math.min(waiting_draws, call('ZCARD', key)))) do draw(id) end
+for _, id in ipairs(call('ZRANDMEMBER', KEY.scheduled, math.min(waiting_draws, call('ZCARD', KEY.scheduled)))) do
+  draw(id)
 end
 
 -- Of the held ones, those that stand in no list come on top.
