@@ -236,6 +236,8 @@ def _syntax_mistake(error: yaml.MarkedYAMLError, content: str) -> Mistake:
     mark = error.problem_mark or error.context_mark
     line = None if mark is None else mark.line + 1
     what = (error.problem or error.context or "cannot be read").replace("\n", " ")
+    if "nesting depth" in what:  # the library's own bound, far beyond ours
+        return Mistake(line, (), f"nested deeper than {DEEPEST} levels")
     hint = ""
     if line is not None:
         # An unclosed bracket or quote is noticed at the end: where it was opened helps more.

@@ -1,7 +1,7 @@
 #!lua
 -- move: again: DONE -> PENDING
 -- (an array, because a user asked: its tasks that did not succeed, or all; one that has not ended only gets more to do)
--- KEYS: classes expiring
+-- KEYS: classes
 -- ARGV: base, id, time of the end that is meant (ms; '': whichever), 'all' | 'failed' (those that did not succeed),
 --       expires (ms from now) of tasks with a place; then per such task that may be meant: index, class text, record
 -- returns: {1 goes on | 2 has not ended, or not with that end, or is being cancelled | 4 unknown, tasks that start again}

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- move: dispatch: PENDING -> DISPATCHED, DONE
 -- move: dispatch: PENDING, SCHEDULED -> RUNNING
+-- move: dispatch: RUNNING -> DONE
 -- (DONE: expired, or cancelled on its way back; RUNNING: an array, as a whole, when its first task goes out)
 -- KEYS: leader pending
 -- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most

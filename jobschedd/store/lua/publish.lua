@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- move: publish: PENDING -> DISPATCHED, SCHEDULED, DONE
 -- move: publish: PENDING, SCHEDULED -> RUNNING
+-- move: publish: RUNNING -> DONE
 -- (pubsub. SCHEDULED: nobody was subscribed, to be sent again; DONE: expired, or cancelled on its way back; RUNNING: an
 -- array, as a whole)
 -- KEYS: leader pending scheduled published sent_channels listening
