@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -174,6 +174,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin: bytes = b""
     submitter: str = ""
     key: str = ""  # idempotency key
+    group: str = ""  # who shares the fleet with whom
+    limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
+    rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
 
     @property
     def what(self) -> str:
@@ -294,17 +297,18 @@ def _checked(decoder: msgspec.msgpack.Decoder[Wire], data: bytes, what: str) -> 
 
 
 class Flag(enum.IntFlag):
-    """Bits of the record's flags byte."""
+    """Bits of the record's flags."""
 
     NONE = 0
     CANCEL_REQUESTED = 1  # a user asked to cancel it while a channel had it
     NO_RETRY_ON_LOSS = 2  # at most one start: lost is lost
     FOLLOWED = 4  # somebody asked for live output
     KEYED = 8  # submitted under an idempotency key, named in the spec
+    HOLDS = 1024  # counts against a limit while a channel has it: see what ``holds`` says
 
 
 _HEAD = struct.Struct("<BBBBII")
-_MIDDLE = struct.Struct("<BBBxI")
+_MIDDLE = struct.Struct("<BBHI")
 HEADER_SIZE: Final = 60
 
 
@@ -315,7 +319,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
          0 u8  version                 24 u8  state         \
          1 u8  priority + 100          25 u8  outcome       |
-         2 u8  tries                   26 u8  flags         |
+         2 u8  tries                   26 u16 flags         |
          3 u8  crashes                 28 u32 attempt       |  what a move rewrites, in one piece
          4 u32 class                   32 u48 since         |
          8 u32 waiter                  38 8   incarnation   |
@@ -411,22 +415,57 @@ def decode_record(data: bytes) -> Record:
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where a job may run: its class, as far as placement is concerned. Empty means anywhere."""
+    """Where a job may run and what it counts against: its class. Empty means anywhere, and nothing."""
 
     channel: str = ""
     node: str = ""
     labels: tuple[str, ...] = ()
+    group: str = ""
+    limits: tuple[tuple[str, int], ...] = ()  # as in Spec, by key
+    rates: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, spec: Spec) -> Target:
+        """The class of a job."""
+        return cls(
+            channel=spec.channel,
+            node=spec.node,
+            labels=tuple(sorted(spec.labels)),
+            group=spec.group,
+            limits=tuple(sorted(spec.limits.items())),
+            rates=tuple(sorted((key, count, ms) for key, (count, ms) in spec.rates.items())),
+        )
 
     def key(self) -> str:
-        """The class as text: ``node/channel+label+label``."""
-        return "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
+        """The class as text: ``node/channel+label+label``, then what it counts against: ``?g:group;l:key=3;...``."""
+        place = "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
+        terms = [f"g:{self.group}"] if self.group else []
+        terms += [f"l:{key}={number}" for key, number in self.limits]
+        terms += [f"r:{key}={count}/{ms}" for key, count, ms in self.rates]
+        return place + ("?" + ";".join(terms) if terms else "")
 
     @classmethod
     def from_key(cls, key: str) -> Target:
-        """The inverse of ``key``."""
-        place, *labels = key.split("+")
+        """The inverse of ``key``. Raises ValueError for one that this version cannot read."""
+        where, _, terms = key.partition("?")
+        place, *labels = where.split("+")
         node, _, channel = place.partition("/")
-        return cls(channel=channel, node=node, labels=tuple(labels))
+        read: dict[str, Any] = {"limits": [], "rates": []}
+        for term in filter(None, terms.split(";")):
+            kind, _, text = term.partition(":")
+            name, _, amount = text.partition("=")
+            match kind:
+                case "g":
+                    read["group"] = text
+                case "l":
+                    read["limits"].append((name, int(amount)))
+                case "r":
+                    count, _, ms = amount.partition("/")
+                    read["rates"].append((name, int(count), int(ms)))
+                case _:
+                    raise ValueError(f"a class of a newer version: {key[:200]}")
+        several = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
+        return cls(channel=channel, node=node, labels=tuple(labels), **{**read, **several})
 
     def admits(self, node: str, channel: str, labels: frozenset[str]) -> bool:
         """Whether this channel may run a job of this class."""

@@ -210,6 +210,7 @@ def _channel(config: Config, name: str) -> ChildSpec:
 
 def run_dispatcher(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "dispatcher"."""
+    from jobschedd.limits import parse_limit, stored
     from jobschedd.master.collector import Keep
     from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.master.guard import Guard, KnownFile
@@ -253,6 +254,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
         guard=guard,
+        limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
     )
     context.ready()
     dispatcher.run(_stopping(context), context.wait, context.beat)

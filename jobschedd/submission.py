@@ -24,6 +24,7 @@ from jobschedd.job import (
     Target,
     encode,
 )
+from jobschedd.limits import MOST_AT_A_TIME, MOST_KEYS, parse_rate
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -49,6 +50,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     if unknown:
         raise InvalidJob(str(unknown[0])[:100], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
     values = {name: _FIELDS[name](name, item[name]) for name in item if name in _FIELDS and item[name] is not None}
+    values["limits"] = values.pop("limit_keys", {})
     node, channel = values.get("node", ""), values.get("channel", "")
     if "/" in channel:
         owner, _, channel = channel.partition("/")
@@ -65,7 +67,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
     return Submission(
         spec=packed,
-        target=Target(channel=channel, node=node, labels=tuple(sorted(spec.labels))),
+        target=Target.of(spec),
         priority=spec.priority,
         flags=flags,
         key=spec.key,
@@ -238,6 +240,55 @@ def _environment(field: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _limit_keys(field: str, value: Any) -> dict[str, int]:
+    """``db``, ``db=3``, a list of those, or a mapping such as {db: 3}. 0 stands for "no number given"."""
+    found: dict[str, int] = {}
+    for key, text in _pairs(field, value):
+        number = int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10 else text
+        if number is not None:
+            number = _whole(1, MOST_AT_A_TIME)(field, number)
+        found[_limit_key(field, key)] = number or 0
+    return found
+
+
+def _rates(field: str, value: Any) -> dict[str, tuple[int, int]]:
+    """``api=10/m``, a list of those, or a mapping such as {api: 10/m}."""
+    found: dict[str, tuple[int, int]] = {}
+    for key, text in _pairs(field, value):
+        if not isinstance(text, str):
+            raise InvalidJob(
+                field, f"{_shown(key)} must be KEY=STARTS/PERIOD, such as api=10/m: who shares a rate shares its key"
+            )
+        try:
+            rate = parse_rate(text)
+        except ValueError as error:
+            raise InvalidJob(field, str(error)) from None
+        found[_limit_key(field, key)] = (rate.count, rate.ms)
+    return found
+
+
+def _pairs(field: str, value: Any) -> list[tuple[Any, Any]]:
+    """What comes as texts ``KEY`` or ``KEY=X``, one or several, or as a mapping: pairs, None where nothing is said."""
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, str | Sequence) and all(isinstance(part, str) for part in value):
+        texts = [value] if isinstance(value, str) else list(value)
+        pairs = [(key, rest if separator else None) for key, separator, rest in (text.partition("=") for text in texts)]
+    else:
+        raise InvalidJob(field, "must be KEY=VALUE, a list of those, or a mapping")
+    if len({str(key) for key, _ in pairs}) < len(pairs):
+        raise InvalidJob(field, "names a key twice")
+    if len(pairs) > MOST_KEYS:
+        raise InvalidJob(field, f"are {len(pairs)} keys; at most {MOST_KEYS} are taken")
+    return pairs
+
+
+def _limit_key(field: str, key: Any) -> str:
+    if isinstance(key, str) and (kind := key.partition(":"))[1]:
+        raise InvalidJob(field, f"{_shown(key)}: a limit of a {kind[0][:20]} is set by an operator, not by a job")
+    return _name(field, key)
+
+
 def _cwd(field: str, value: Any) -> str:
     path = _text(field, value, 4096)
     if not path.startswith("/"):
@@ -305,5 +356,8 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "submitter": lambda field, value: _text(field, value, 200),
     "key": lambda field, value: _text(field, value, 200),
     "follow": _boolean,
+    "group": _name,
+    "limit_keys": _limit_keys,
+    "rates": _rates,
 }
 _TIMES = ("delay", "at", "expires")

@@ -32,6 +32,7 @@ COMMANDS = {
     "channels": "fleet",
     "drain": "fleet",
     "resume": "fleet",
+    "limit": "limits",
     "top": "top",
     "doctor": "doctor",
     "rebuild": "rebuild",

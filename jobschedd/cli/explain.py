@@ -44,10 +44,11 @@ def explanation(inspect: Inspect, view: JobView) -> Iterator[str]:
 
 
 def _pending(inspect: Inspect, view: JobView) -> Iterator[str]:
+    from jobschedd.cli.reasons import held_back
     from jobschedd.job import Target
 
     spec = view.spec
-    target = Target(channel=spec.channel, node=spec.node, labels=tuple(sorted(spec.labels)))
+    target = Target.of(spec)
     yield f"It waits for a free channel, since {full_moment(view.header.since / 1000)}."
     if view.header.attempt:
         yield f"It was dispatched before: {_times(view.header.attempt)}."
@@ -59,6 +60,7 @@ def _pending(inspect: Inspect, view: JobView) -> Iterator[str]:
         if target.admits(channel.node, channel.channel, frozenset(channel.labels))
     ]
     yield from _about_channels(channels)
+    yield from held_back(inspect, target, channels)
     waiting = inspect.pending_by_class()
     ahead = sum(
         count

@@ -22,6 +22,21 @@ _OPTIONS = (
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option("--group", metavar="NAME", help="Count it to this group: groups share by weight, and have limits."),
+    click.option(
+        "--limit-key",
+        "limit_keys",
+        metavar="KEY[=N]",
+        multiple=True,
+        help="At most N jobs with this key at a time (what an operator set for it wins); repeatable. [default: 1]",
+    ),
+    click.option(
+        "--rate",
+        "rates",
+        metavar="KEY=N/PERIOD",
+        multiple=True,
+        help="At most N starts with this key within the period: api=10/m, api=5/30s; repeatable.",
+    ),
     click.option("--retries", type=int, metavar="N", help="Try again so many times after a failure. [default: 0]"),
     click.option("--retry-delay", metavar="DURATION", help="Pause before the first retry; it doubles. [default: 1s]"),
     click.option("--retry-on", metavar="CAUSE", multiple=True, help="Retry after this cause only; repeatable."),
@@ -43,10 +58,16 @@ _OPTIONS = (
     click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),
 )
 
-_SPOKEN = {"delay": "--in", "labels": "--label", "retry_on_loss": "--no-retry-on-loss"}
+_SPOKEN = {
+    "delay": "--in",
+    "labels": "--label",
+    "retry_on_loss": "--no-retry-on-loss",
+    "limit_keys": "--limit-key",
+    "rates": "--rate",
+}
 _NAMES = frozenset(
-    "channel node priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key env cwd "
-    "name stdin shell kwargs".split()
+    "channel node group priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
+    "env cwd name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

@@ -14,6 +14,7 @@ from jobschedd.client.waiting import ended
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
 from jobschedd.job import Outcome, State, Submission
+from jobschedd.limits import Rate, check_key, parse_limit
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
@@ -53,6 +54,9 @@ class Options(TypedDict, total=False):
     submitter: str
     key: str  # idempotency key: the same key gives the same job
     follow: bool  # live output from the start
+    group: str  # who shares the fleet with whom
+    limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
+    rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -272,6 +276,23 @@ class Client:
     def resume(self, name: str) -> bool:
         """Take a drain back; whether there was one."""
         return self.session.patiently(lambda: self.session.moves.resume(name))
+
+    def set_limit(self, key: str, limit: int | str) -> None:
+        """Have at most ``limit`` jobs of a key at a time (a number), or so many starts within a period (``10/m``).
+
+        Keys: a name that jobs bring along, ``group:NAME``, ``node:NAME``, ``channel:[NODE/]NAME``. Raises UsageError.
+        """
+        try:
+            checked, parsed = check_key(key), parse_limit(limit)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if isinstance(parsed, Rate) and key.startswith(("node:", "channel:")):
+            raise UsageError(f"{key}: a place has a number of jobs at a time, not a rate")
+        self.session.patiently(lambda: self.session.moves.set_limit(checked, parsed))
+
+    def remove_limit(self, key: str) -> bool:
+        """Take back what was set for a key; whether anything was."""
+        return self.session.patiently(lambda: self.session.moves.remove_limit(key))
 
     @property
     def inspect(self) -> Inspect:

@@ -16,6 +16,7 @@ from jobschedd.config.values import (
     Duration,
     Environment,
     FilePath,
+    LimitTable,
     Name,
     Names,
     Password,
@@ -80,6 +81,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     result_timeout: PositiveDuration = 3600.0
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024
+    limits: LimitTable = {}  # key -> jobs at a time, or a rate
 
 
 class ChannelConfig(Struct, frozen=True, kw_only=True):

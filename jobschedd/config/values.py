@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from jobschedd import limits
 from jobschedd.durations import parse_duration
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -304,6 +305,15 @@ def variable(name: str, content: object) -> str:
     return text(content)
 
 
+def limit(key: str, content: object) -> str:
+    """What a limit is, as text: jobs at a time, or a rate."""
+    limits.check_key(key)
+    content = typed(content)
+    if not isinstance(content, int | str) or isinstance(content, bool):
+        raise ValueError(f"expected a number of jobs at a time, or a rate such as 10/m, got {kind(content)}")
+    return str(limits.parse_limit(content))
+
+
 def secret(value: object) -> Secret:
     """A password. Its content appears in no message."""
     if not isinstance(value, str):
@@ -376,6 +386,7 @@ Roles = Annotated[tuple[str, ...], Read(roles)]
 Patterns = tuple[Annotated[str, Read(filled)], ...]
 Argv = Annotated[tuple[Text, ...], CheckItems(command)]
 Environment = Annotated[dict[str, str], ReadEntries(variable)]
+LimitTable = Annotated[dict[str, str], ReadEntries(limit)]
 Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]
 Size = Annotated[int, Read(size)]

@@ -23,11 +23,17 @@ class ChannelView:
     window: int = 0
     entries: int = 0  # in its stream: what it runs and what it holds for the next moments
     open: bool = True
+    full: bool = False  # a limit of its node or name lets no more in, until something of it ends
 
     @property
     def room(self) -> int:
         """How many more entries its window takes."""
-        return self.window - self.entries if self.open else 0
+        return self.window - self.entries if self.open and not self.full else 0
+
+    @property
+    def entries_key(self) -> str:
+        """Where the store counts its entries."""
+        return f"dispatch:{self.incarnation}"
 
     @property
     def load(self) -> float:

@@ -18,9 +18,11 @@ import redis
 
 from jobschedd.errors import ProtocolError
 from jobschedd.job import Outcome, State, Target
+from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
+from jobschedd.store.survey import Survey
 from jobschedd.store.views import ChannelView, Counts, JobView, NodeView, by_node
 
 #: Ids that one call of the scan script looks at: about a millisecond of the server's time.
@@ -324,16 +326,51 @@ class Inspect:
             dead_letters=dead,
         )
 
+    # -- limits -----------------------------------------------------------------------------------------------
+
+    def limits(self) -> Limits:
+        """What is set, by an operator and by the leading master's configuration."""
+        return Survey(self.client, self.keys).limits()
+
+    def holders(self, key: str) -> list[str]:
+        """The jobs that count against a limit."""
+        with translated():
+            return sorted((_text(job) for job in self.client.smembers(self.keys.limit(key))), key=_natural)
+
+    def held_limits(self) -> dict[str, int]:
+        """Every limit that jobs count against now, and how many."""
+        with translated():
+            found = {
+                _text(key)
+                for text in self.client.hvals(self.keys.holds)
+                for key in msgspec.msgpack.decode(text)["limits"]
+            }
+            pipeline = self.client.pipeline(transaction=False)
+            for key in sorted(found):
+                pipeline.scard(self.keys.limit(key))
+            return dict(zip(sorted(found), pipeline.execute(), strict=True))
+
+    def starts(self, key: str, rate: Rate) -> tuple[int, float]:
+        """(starts that count against a rate now, seconds until one more may begin)."""
+        name, now = self.keys.rate(key, rate.ms), round(self.time() * 1000)
+        with translated():
+            within = [
+                int(score) for _, score in self.client.zrangebyscore(name, f"({now - rate.ms}", "+inf", withscores=True)
+            ]
+        if len(within) < rate.count:
+            return len(within), 0.0
+        return len(within), max(0, within[len(within) - rate.count] + rate.ms - now) / 1000
+
     def pending_by_class(self) -> dict[tuple[Target, int], int]:
         """How many wait, by (where they may run, priority)."""
         with translated():
             lists = [_text(name) for name in self.client.smembers(self.keys.pending)]
-            classes = {int(number): _text(text) for text, number in self.client.hgetall(self.keys.classes).items()}
+        classes = Survey(self.client, self.keys).classes()
         waiting: dict[tuple[Target, int], int] = {}
         for name, length in self._lengths(lists).items():
             number, _, priority = name.partition(":")
             if length and int(number) in classes:
-                waiting[Target.from_key(classes[int(number)]), int(priority)] = length
+                waiting[classes[int(number)], int(priority)] = length
         return waiting
 
     def _lengths(self, lists: list[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import redis
 
 from jobschedd.errors import DataLost, ProtocolError
 from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode
+from jobschedd.limits import Limits, Terms, terms_of
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
@@ -192,8 +193,10 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     if len(bytes.fromhex(incarnation)) != 8 or [part.isdigit() for part in dispatch.split("-")] != [True, True]:
         raise ValueError("no dispatch of ours")
     flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if spec.key else Flag.NONE)
-    target = Target(channel=spec.channel, node=spec.node, labels=tuple(spec.labels)).key()
-    about = (job, attempt, dispatch, int(flags), target, spec.priority, spec.key, spec_bytes)
+    target = Target.of(spec)
+    # It runs already: it counts, whatever the limits are.
+    terms = Terms(l=terms_of(target, Limits()).l).encoded()
+    about = (job, attempt, dispatch, int(flags), target.key(), spec.priority, spec.key, spec_bytes, terms)
     return [entry, incarnation, fields[b"info"], *about]
 
 

@@ -1,7 +1,8 @@
 """The server-side scripts: one file a move in ``lua/``, its header read as data.
 
 A script's first comment lines say which fixed keys it uses (``-- KEYS: leader pending``, names of attributes
-of ``Keys``) and what it takes and returns. They are passed as KEYS and reach the script as ``KEY.leader``.
+of ``Keys``), with which shared part besides ``record`` it is loaded (``-- WITH: holding``), and what it takes and
+returns. Keys are passed as KEYS and reach the script as ``KEY.leader``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Script:
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        self.text = f"{shebang}\n{_text('record')}\nlocal KEY = {{{table}}}\n{body}".lstrip()
+        shared = "\n".join(_text(part) for part in ("record", *_listed(body, "-- WITH:")))
+        self.text = f"{shebang}\n{shared}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
@@ -52,10 +54,16 @@ def _text(name: str) -> str:
 
 
 def _key_names(body: str) -> tuple[str, ...]:
+    if "-- KEYS:" not in body:
+        raise ValueError("a script says no KEYS in its header")
+    return _listed(body, "-- KEYS:")
+
+
+def _listed(body: str, head: str) -> tuple[str, ...]:
     for line in body.splitlines():
-        if line.startswith("-- KEYS:"):
-            return tuple(line.removeprefix("-- KEYS:").split())
-    raise ValueError("a script says no KEYS in its header")
+        if line.startswith(head):
+            return tuple(line.removeprefix(head).split())
+    return ()
 
 
 @cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import redis
 
-from jobschedd.job import Target
+from jobschedd.errors import ProtocolError
+from jobschedd.job import Target, decode_header, decode_record, decode_spec
+from jobschedd.limits import Limits
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 
@@ -32,6 +35,8 @@ class ChannelInfo(msgspec.Struct, frozen=True):
 LEFT = b"left"
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
 UNREADABLE = ChannelInfo(node="", channel="")
+#: Ids at the head of a pending list that may be of jobs gone elsewhere.
+_TOMBSTONES = 100
 _decoder = msgspec.json.Decoder(ChannelInfo)
 
 
@@ -57,7 +62,29 @@ class Survey:
         """Class number -> target."""
         with translated():
             known: Any = self._client.hgetall(self._keys.classes)
-        return {int(number): Target.from_key(text.decode()) for text, number in known.items()}
+        found = {}
+        for text, number in known.items():
+            with suppress(ValueError):  # of a newer version: its master knows what to do with it
+                found[int(number)] = Target.from_key(text.decode())
+        return found
+
+    def class_of_pending(self, job_class: int, priority: int) -> Target | None:
+        """What a pending list's jobs ask for, by their own records: for a forgotten class. None: none is left."""
+        with translated():
+            ids: Any = self._client.lrange(self._keys.pending_list(job_class, priority), 0, _TOMBSTONES)
+        for record in self.records([job_id.decode() for job_id in ids]):
+            with suppress(ProtocolError, TypeError):
+                if record is not None and decode_header(record).job_class == job_class:
+                    return Target.of(decode_spec(decode_record(record).spec))
+        return None
+
+    def limits(self) -> Limits:
+        """What is set, by an operator and by the leading master's configuration."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._keys.configured_limits)
+            pipe.hgetall(self._keys.limits)
+            configured, operator = pipe.execute()
+        return Limits.read(_texts(configured), _texts(operator))
 
     def channels(self) -> dict[str, ChannelInfo | None]:
         """Incarnation -> what it said of itself; None for one that left."""
@@ -92,6 +119,10 @@ class Survey:
                 self._client.set(self._keys.identity, proposal, nx=True)
             identity: Any = self._client.get(self._keys.identity)
         return "" if identity is None else str(identity.decode())
+
+
+def _texts(found: Any) -> dict[str, str]:
+    return {name.decode(): text.decode() for name, text in found.items()}
 
 
 def read_channel(text: bytes | None) -> ChannelInfo | None:

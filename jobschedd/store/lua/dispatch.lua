@@ -1,9 +1,12 @@
 #!lua flags=allow-oom
 -- move: dispatch: PENDING -> DISPATCHED, DONE
 -- (DONE: expired, or cancelled on its way back)
+-- WITH: holding
 -- KEYS: leader pending
--- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most
--- returns: per assignment {dispatched, left in the list, entries in the stream, window (-1: no lease)}
+-- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most,
+--       what its jobs count against (see holding.lua)
+-- returns: per assignment {dispatched, left in the list, entries in the stream, window (-1: no lease), what bounds the
+--          rest ('': room, or nothing), for how many ms (-1: until somebody lets go)}
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
 -- Ids that one assignment looks at beyond its room: a million tombstones must not hold up the server.
@@ -13,8 +16,9 @@ local function from_hex(text)
   return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
 end
 
-local function order(id, rec, r, stream, incarnation)
+local function order(id, rec, r, stream, incarnation, terms)
   r.attempt = r.attempt + 1
+  if terms then hold(id, r, terms, now) end
   local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
   if r.crashes > 0 then
     fields[9], fields[10] = 'crashes', r.crashes
@@ -26,13 +30,18 @@ local function order(id, rec, r, stream, incarnation)
 end
 
 local replies = {}
-for at = 4, #ARGV, 4 do
+for at = 4, #ARGV, 5 do
   local list, name = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2]
   local stream = BASE .. 'dispatch:' .. name
   local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1) or -1
   local entries = call('XLEN', stream)
   local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
   local incarnation, spare = from_hex(name), MOST_TOMBSTONES
+  local terms, by, wait
+  if ARGV[at + 4] ~= '' then
+    terms = cjson.decode(ARGV[at + 4])
+    room, by, wait = bounded(room, terms, now)
+  end
   while room > 0 and spare > 0 do
     local ids = call('LPOP', list, room)
     if not ids then break end
@@ -47,7 +56,7 @@ for at = 4, #ARGV, 4 do
         elseif r.expires > 0 and r.expires <= now then
           finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
         else
-          order(id, rec, r, stream, incarnation)
+          order(id, rec, r, stream, incarnation, terms)
           room, sent, spare = room - 1, sent + 1, spare + 1
         end
       end
@@ -55,6 +64,8 @@ for at = 4, #ARGV, 4 do
   end
   local left = call('LLEN', list)
   if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
-  replies[#replies + 1] = {sent, left, entries + sent, window}
+  if not by or room > 0 or left == 0 then by, wait = '', -1 end
+  if by ~= '' then await_room(by, wait) end
+  replies[#replies + 1] = {sent, left, entries + sent, window, by, wait}
 end
 return replies

@@ -3,6 +3,7 @@ local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local CANCELLED, LOST, EXPIRED = 4, 5, 6
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED = 1, 2, 4, 8
+local HOLDS = 1024
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
 local NOBODY = string.rep('\0', 8)
@@ -20,17 +21,42 @@ local function read(rec)
   local r = {}
   r.version, r.priority, r.tries, r.crashes, r.class, r.waiter, r.submitted, r.expires,
   r.state, r.outcome, r.flags, r.attempt, r.since, r.incarnation, r.entry_time, r.entry_number, r.spec_length =
-    struct.unpack('<BBBBI4I4I6I6BBBxI4I6c8I6I4I4', rec)
+    struct.unpack('<BBBBI4I4I6I6BBI2I4I6c8I6I4I4', rec)
   r.priority = r.priority - 100
   return r
 end
 
 -- The middle of the header: what a move rewrites in one piece at offset 24.
 local function middle(state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
-  return struct.pack('<BBBxI4I6c8I6I4', state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
+  return struct.pack('<BBI2I4I6c8I6I4', state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
 end
 
+local function has(flags, flag)
+  return math.floor(flags / flag) % 2 == 1
+end
+
+-- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
+local function ring(text)
+  if call('RPUSH', BASE .. 'bell', text) > BELL_LIMIT then call('RPOP', BASE .. 'bell') end
+end
+
+-- The one way out of what a job held while a channel had it. Repeated, or for a job that held nothing, it does nothing.
+local function let_go(id, r)
+  if not has(r.flags, HOLDS) then return end
+  r.flags = r.flags - HOLDS
+  local text = call('HGET', BASE .. 'holds', id)
+  if not text then return end
+  call('HDEL', BASE .. 'holds', id)
+  local held = cmsgpack.unpack(text)
+  for _, key in ipairs(held.limits) do
+    call('SREM', BASE .. 'limit:' .. key, id)
+    if call('SREM', BASE .. 'blocked', key) == 1 then ring('f:' .. key) end
+  end
+end
+
+-- Whoever is with no channel holds nothing.
 local function write_middle(id, r)
+  if r.state ~= DISPATCHED and r.state ~= RUNNING then let_go(id, r) end
   call('SETRANGE', BASE .. 'job:' .. id, 24,
     middle(r.state, r.outcome, r.flags, r.attempt, r.since, r.incarnation, r.entry_time, r.entry_number))
 end
@@ -41,10 +67,6 @@ end
 
 local function entry_of(r)
   return string.format('%.0f-%.0f', r.entry_time, r.entry_number)
-end
-
-local function has(flags, flag)
-  return math.floor(flags / flag) % 2 == 1
 end
 
 local function wake(id, waiter)
@@ -63,6 +85,7 @@ end
 
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
 local function finish(id, rec, r, outcome, result, keep, now)
+  let_go(id, r)
   local head = string.sub(rec, 1, 24)
     .. middle(DONE, outcome, r.flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
     .. string.sub(rec, 57, 60 + r.spec_length) .. result
@@ -87,11 +110,6 @@ local function finish_unreported(id, rec, r, outcome, cause, keep, now)
   call('XADD', BASE .. 'results', '*', 'ended', id)
 end
 
--- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
-local function ring(text)
-  if call('RPUSH', BASE .. 'bell', text) > BELL_LIMIT then call('RPOP', BASE .. 'bell') end
-end
-
 local function to_hex(bytes)
   return (string.gsub(bytes, '.', function(char) return string.format('%02x', string.byte(char)) end))
 end
@@ -101,6 +119,18 @@ local function hint(what, id, r)
   local control = BASE .. 'control:' .. to_hex(r.incarnation)
   call('XADD', control, 'MAXLEN', '~', 1000, '*', what, id, 'attempt', r.attempt)
   call('PEXPIRE', control, 3600000)
+end
+
+-- The number of a class. None is ever given twice: a class that was forgotten comes back under another.
+local function class_number(text)
+  local number = call('HGET', BASE .. 'classes', text)
+  if not number then
+    local last = tonumber(call('GET', BASE .. 'next-class') or call('HLEN', BASE .. 'classes'))
+    number = string.format('%.0f', last + 1)
+    call('SET', BASE .. 'next-class', number)
+    call('HSET', BASE .. 'classes', text, number)
+  end
+  return tonumber(number)
 end
 
 local function pending_list(class, priority)

@@ -1,24 +1,17 @@
 #!lua flags=allow-oom
 -- move: restore: NONE, PENDING, SCHEDULED, DISPATCHED, RUNNING -> DISPATCHED
+-- WITH: holding
 -- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
--- KEYS: leader announced classes next_id scheduled channels
+-- KEYS: leader announced next_id scheduled channels
 -- ARGV: base, fence; then per announcement: its entry in the stream of them, incarnation, what its channel says of
---       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec
+--       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec,
+--       what it counts against, as for dispatch
 -- returns: per announcement 1 restored | 0 known already, or superseded
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now = now_ms()
 
 local function from_hex(text)
   return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
-end
-
-local function class_number(text)
-  local number = call('HGET', KEY.classes, text)
-  if not number then
-    number = call('HLEN', KEY.classes) + 1
-    call('HSET', KEY.classes, text, number)
-  end
-  return tonumber(number)
 end
 
 local function has_entry(incarnation, entry)
@@ -36,6 +29,10 @@ local function is_superseded(r, attempt, entry)
   if r.state == DONE or r.attempt > attempt then return true end
   if r.state == PENDING or r.state == SCHEDULED then return false end
   return r.attempt == attempt and entry_of(r) ~= entry
+end
+
+local function take_hold(id, r, terms)
+  if terms ~= '' and not has(r.flags, HOLDS) then hold(id, r, cjson.decode(terms), now) end
 end
 
 local function restore(at)
@@ -57,12 +54,15 @@ local function restore(at)
     end
     r.state, r.outcome, r.attempt, r.since, r.incarnation = DISPATCHED, 0, attempt, now, from_hex(incarnation)
     r.entry_time, r.entry_number = tonumber(time), tonumber(number)
+    take_hold(id, r, ARGV[at + 11])
     write_middle(id, r)
     return 1
   end
+  local new = {flags = flags, attempt = attempt}
+  take_hold(id, new, ARGV[at + 11])
   call('SET', BASE .. 'job:' .. id,
     struct.pack('<BBBBI4I4I6I6', 1, priority + 100, 0, 0, class_number(ARGV[at + 7]), 0, tonumber(time), 0)
-    .. middle(DISPATCHED, 0, flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
+    .. middle(DISPATCHED, 0, new.flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
     .. struct.pack('<I4', #spec) .. spec)
   if key ~= '' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
   if (tonumber(id) or 0) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, id) end
@@ -70,7 +70,7 @@ local function restore(at)
 end
 
 local replies, seen = {}, {}
-for at = 3, #ARGV, 11 do
+for at = 3, #ARGV, 12 do
   replies[#replies + 1] = restore(at)
   call('XDEL', KEY.announced, ARGV[at])
   if not seen[ARGV[at + 1]] then

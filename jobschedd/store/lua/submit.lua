@@ -1,6 +1,6 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id classes scheduled expiring loss
+-- KEYS: operation next_id scheduled expiring loss
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
@@ -14,15 +14,6 @@ end
 if call('EXISTS', KEY.loss) == 1 then
   return redis.error_reply('DATALOST Redis has lost data of this namespace (' .. (call('HGET', KEY.loss, 'what') or '?')
     .. '): nothing is accepted until an operator decides; see jobsched doctor')
-end
-
-local function class_number(text)
-  local number = call('HGET', KEY.classes, text)
-  if not number then
-    number = call('HLEN', KEY.classes) + 1
-    call('HSET', KEY.classes, text, number)
-  end
-  return tonumber(number)
 end
 
 local function once(key)

@@ -1,0 +1,81 @@
+"""Why a pending job waits although channels are up: a function for each reason, each yields sentences or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from jobschedd.durations import format_duration
+from jobschedd.job import Target
+from jobschedd.limits import DEFAULT, JOB, Rate, Setting
+
+if TYPE_CHECKING:
+    from jobschedd.store.inspect import Inspect
+    from jobschedd.store.views import ChannelView
+
+#: Holders that are named.
+MOST_NAMED = 5
+
+
+def held_back(inspect: Inspect, target: Target, channels: list[ChannelView]) -> Iterator[str]:
+    """Every reason that a limit gives. ``channels``: those that could run it."""
+    yield from by_limits(inspect, target)
+    yield from by_rates(inspect, target)
+    yield from by_places(inspect, channels)
+
+
+def by_limits(inspect: Inspect, target: Target) -> Iterator[str]:
+    """Which limit is full, by whom, and what would make room."""
+    numbers, _ = inspect.limits().of_job(target)
+    for key, setting in numbers:
+        if setting is None or not isinstance(setting.limit, int):
+            continue
+        holders = inspect.holders(key)
+        if len(holders) < setting.limit:
+            continue
+        if setting.limit == 0:
+            yield f"The limit {key} is 0 ({_source(setting)}): nothing of it starts until that is changed."
+            continue
+        named = ", ".join(holders[:MOST_NAMED]) + (", ..." if len(holders) > MOST_NAMED else "")
+        jobs = "job" if len(holders) == 1 else "jobs"
+        yield (
+            f"The limit {key} is reached: {setting.limit} at a time ({_source(setting)}), held by {jobs} {named}. "
+            "The end of one of them lets the next one start."
+        )
+
+
+def by_rates(inspect: Inspect, target: Target) -> Iterator[str]:
+    """Which rate is used up, and when the next start is due."""
+    _, rates = inspect.limits().of_job(target)
+    for key, setting in rates:
+        if isinstance(setting.limit, Rate):
+            _, left = inspect.starts(key, setting.limit)
+            if left:
+                after = format_duration(left)
+                yield f"The rate {key} is used up: {setting.limit} ({_source(setting)}); the next may start in {after}."
+
+
+def by_places(inspect: Inspect, channels: list[ChannelView]) -> Iterator[str]:
+    """Which nodes and channels are closed by a limit of their own."""
+    limits = inspect.limits().numbers
+    if not any(key.startswith(("node:", "channel:")) for key in limits):
+        return
+    everywhere = inspect.channels()
+    full: dict[str, int] = {}
+    for view in channels:
+        for key, beside in (
+            (f"node:{view.node}", [one for one in everywhere if one.node == view.node]),
+            (f"channel:{view.channel}", [one for one in everywhere if one.name == view.name]),
+            (f"channel:{view.name}", [one for one in everywhere if one.name == view.name]),
+        ):
+            setting = limits.get(key)
+            if setting and isinstance(setting.limit, int) and sum(one.entries for one in beside) >= setting.limit:
+                full[key] = setting.limit
+    for key, number in sorted(full.items()):
+        yield f"The limit {key} is reached: {number} at a time."
+
+
+def _source(setting: Setting) -> str:
+    if setting.source == JOB:
+        return "asked for by the job"
+    return "nobody gave a number" if setting.source == DEFAULT else f"set by {setting.source}"
