@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from jobschedd.errors import ProtocolError
+from jobschedd.labels import matches
 
 RECORD_VERSION: Final = 1
 #: Bytes that one message (spec or result) may have unless configured otherwise.
@@ -158,7 +159,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
     channel: str = ""
     node: str = ""
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # label expressions, all of which must hold
     priority: int = 0
     retries: int = 0
     retry_delay: float = 1.0  # seconds before the first retry; doubles each time
@@ -176,6 +177,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""  # idempotency key
     group: str = ""  # who shares the fleet with whom
     limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
+    avoid_failed: bool = False  # a retry goes to another node than the one where it failed, where there is one
     rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
 
     @property
@@ -423,10 +425,11 @@ class Target(msgspec.Struct, frozen=True):
     group: str = ""
     limits: tuple[tuple[str, int], ...] = ()  # as in Spec, by key
     rates: tuple[tuple[str, int, int], ...] = ()
+    avoid: str = ""  # a node, to be taken only where no other will do
 
     @classmethod
     def of(cls, spec: Spec) -> Target:
-        """The class of a job."""
+        """The class of a job that has not failed anywhere."""
         return cls(
             channel=spec.channel,
             node=spec.node,
@@ -440,6 +443,7 @@ class Target(msgspec.Struct, frozen=True):
         """The class as text: ``node/channel+label+label``, then what it counts against: ``?g:group;l:key=3;...``."""
         place = "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
         terms = [f"g:{self.group}"] if self.group else []
+        terms += [f"x:{self.avoid}"] if self.avoid else []
         terms += [f"l:{key}={number}" for key, number in self.limits]
         terms += [f"r:{key}={count}/{ms}" for key, count, ms in self.rates]
         return place + ("?" + ";".join(terms) if terms else "")
@@ -457,6 +461,8 @@ class Target(msgspec.Struct, frozen=True):
             match kind:
                 case "g":
                     read["group"] = text
+                case "x":
+                    read["avoid"] = text
                 case "l":
                     read["limits"].append((name, int(amount)))
                 case "r":
@@ -472,7 +478,7 @@ class Target(msgspec.Struct, frozen=True):
         return (
             (not self.channel or self.channel == channel)
             and (not self.node or self.node == node)
-            and labels.issuperset(self.labels)
+            and (labels.issuperset(self.labels) or all(matches(label, labels) for label in self.labels))
         )
 
 

@@ -24,6 +24,7 @@ from jobschedd.job import (
     Target,
     encode,
 )
+from jobschedd.labels import normal
 from jobschedd.limits import MOST_AT_A_TIME, MOST_KEYS, parse_rate
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -182,10 +183,19 @@ def _labels(field: str, value: Any) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, Sequence):
         raise InvalidJob(field, "must be a label or a list of labels")
-    labels = {_name(field, label) for label in value}
+    labels = {_expression(field, label) for label in value}
     if len(labels) > MOST_LABELS:
         raise InvalidJob(field, f"are {len(labels)} labels; at most {MOST_LABELS} are taken")
     return tuple(sorted(labels))
+
+
+def _expression(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidJob(field, f"{_shown(value)} is no label: write a name, or an expression such as 'gpu && !spot'")
+    try:
+        return normal(value)
+    except ValueError as error:
+        raise InvalidJob(field, str(error)) from None
 
 
 def _function(field: str, value: Any) -> str:
@@ -357,6 +367,7 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "key": lambda field, value: _text(field, value, 200),
     "follow": _boolean,
     "group": _name,
+    "avoid_failed": _boolean,
     "limit_keys": _limit_keys,
     "rates": _rates,
 }

@@ -161,7 +161,7 @@ class Driver:
 
     def judge(self, verb: str, job: str, attempt: int, entry: str, *rest: Any) -> tuple[Verdict, bytes | None]:
         """One report."""
-        (verdict,) = self.moves.collect(self.fence, [verb, job, attempt, entry, *rest, *[""] * (4 - len(rest))])
+        (verdict,) = self.moves.collect(self.fence, [verb, job, attempt, entry, *rest, *[""] * (5 - len(rest))])
         return verdict
 
     def start(self, job: str) -> Verdict:

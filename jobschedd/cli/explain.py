@@ -60,7 +60,7 @@ def _pending(inspect: Inspect, view: JobView) -> Iterator[str]:
         if target.admits(channel.node, channel.channel, frozenset(channel.labels))
     ]
     yield from _about_channels(channels)
-    yield from held_back(inspect, target, channels)
+    yield from held_back(inspect, view, channels)
     waiting = inspect.pending_by_class()
     ahead = sum(
         count

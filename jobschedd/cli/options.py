@@ -18,7 +18,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option("--channel", metavar="[NODE/]CHANNEL", help="Run on this dispatch channel only."),
     click.option("--node", metavar="NODE", help="Run on this node only."),
-    click.option("--label", "labels", metavar="LABEL", multiple=True, help="Run on a channel with this label."),
+    click.option(
+        "--label", "labels", metavar="EXPR", multiple=True, help="Run on channels with this label: gpu, 'gpu && !spot'."
+    ),
+    click.option("--avoid-failed", is_flag=True, help="Let a retry go to another node than the last one."),
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),

@@ -11,17 +11,32 @@ from jobschedd.limits import DEFAULT, JOB, Rate, Setting
 
 if TYPE_CHECKING:
     from jobschedd.store.inspect import Inspect
-    from jobschedd.store.views import ChannelView
+    from jobschedd.store.views import ChannelView, JobView
 
 #: Holders that are named.
 MOST_NAMED = 5
 
 
-def held_back(inspect: Inspect, target: Target, channels: list[ChannelView]) -> Iterator[str]:
-    """Every reason that a limit gives. ``channels``: those that could run it."""
+def held_back(inspect: Inspect, view: JobView, channels: list[ChannelView]) -> Iterator[str]:
+    """Every reason that a limit or a wish gives. ``channels``: those that could run it."""
+    target = Target.of(view.spec)
+    yield from elsewhere(inspect, view, channels)
     yield from by_limits(inspect, target)
     yield from by_rates(inspect, target)
     yield from by_places(inspect, channels)
+
+
+def elsewhere(inspect: Inspect, view: JobView, channels: list[ChannelView]) -> Iterator[str]:
+    """Which node a retry keeps away from, and whether there is another."""
+    target = inspect.class_of(view.header.job_class)
+    if target is None or not target.avoid:
+        return
+    others = sorted({one.node for one in channels if one.state == "up"} - {target.avoid})
+    if others:
+        shown = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+        yield f"It failed on {target.avoid} and waits for another node ({shown}): --avoid-failed."
+    else:
+        yield f"It failed on {target.avoid}, and no other node could take it: it may go there again."
 
 
 def by_limits(inspect: Inspect, target: Target) -> Iterator[str]:

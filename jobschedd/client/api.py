@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     name: str
     channel: str  # CHANNEL or NODE/CHANNEL
     node: str
-    labels: Sequence[str]
+    labels: str | Sequence[str]  # label expressions such as "gpu && !spot", all of which must hold
     priority: int  # -100 to 100, higher first
     delay: float | str
     at: datetime | str | float
@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     submitter: str
     key: str  # idempotency key: the same key gives the same job
     follow: bool  # live output from the start
+    avoid_failed: bool  # a retry goes to another node than the one where it failed, where there is one
     group: str  # who shares the fleet with whom
     limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
     rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute

@@ -51,6 +51,15 @@ class Demand:
     count: int
 
 
+def _elsewhere(candidates: list[ChannelView], everywhere: Iterable[ChannelView], target: Target) -> list[ChannelView]:
+    """Those not on the node to avoid; all, where no other node could ever take it as things stand."""
+    another = any(
+        view.node != target.avoid and view.open and view.window > 0 and target.admits(view.node, view.name, view.labels)
+        for view in everywhere
+    )
+    return [channel for channel in candidates if channel.node != target.avoid] if another else candidates
+
+
 @dataclass(frozen=True)
 class Share:
     """``count`` jobs of a demand for one channel incarnation."""
@@ -77,7 +86,8 @@ class Placement:
 
     def place(self, demands: Iterable[Demand], channels: Iterable[ChannelView], most: int) -> list[Share]:
         """Shares of at most ``most`` jobs in all."""
-        free = [channel for channel in channels if channel.room > 0]
+        everywhere = list(channels)
+        free = [channel for channel in everywhere if channel.room > 0]
         shares: list[Share] = []
         first: dict[int, int] = {}
         for demand in self._in_order(demands):
@@ -86,6 +96,8 @@ class Placement:
             candidates = [
                 channel for channel in free if demand.target.admits(channel.node, channel.name, channel.labels)
             ]
+            if demand.target.avoid:
+                candidates = _elsewhere(candidates, everywhere, demand.target)
             given = self._divide(candidates, min(demand.count, most))
             for channel in candidates:
                 count = given.get(channel.incarnation, 0)

@@ -361,6 +361,10 @@ class Inspect:
             return len(within), 0.0
         return len(within), max(0, within[len(within) - rate.count] + rate.ms - now) / 1000
 
+    def class_of(self, number: int) -> Target | None:
+        """What a class asks for; None for one that was forgotten."""
+        return Survey(self.client, self.keys).classes().get(number)
+
     def pending_by_class(self) -> dict[tuple[Target, int], int]:
         """How many wait, by (where they may run, priority)."""
         with translated():

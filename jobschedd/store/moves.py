@@ -242,7 +242,7 @@ class Moves:
         ]
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
-        """Judge reports, eight arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
+        """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
         replies = self._call("collect", fence, *arguments)
         return [(Verdict(reply[0]), reply[1] if len(reply) > 1 else None) for reply in replies]
 
