@@ -246,7 +246,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         survey=Survey(client, keys),
         bell=Bell(blocking(config.connection, f"{config.node}/dispatcher/bell", timing.block), keys),
         leadership=Leadership(moves, instance.id, timing.leader_lease, epochs, SYSTEM_CLOCK, instance.predecessor),
-        placement=Placement(config.master.placement),
+        placement=Placement(config.master.placement, weights=config.master.groups),
         clock=SYSTEM_CLOCK,
         lease=timing.lease,
         reap_scan=timing.reap_scan,
@@ -254,6 +254,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
         guard=guard,
+        ageing=config.master.ageing,
         limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
     )
     context.ready()

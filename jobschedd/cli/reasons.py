@@ -24,6 +24,7 @@ def held_back(inspect: Inspect, view: JobView, channels: list[ChannelView]) -> I
     yield from by_limits(inspect, target)
     yield from by_rates(inspect, target)
     yield from by_places(inspect, channels)
+    yield from by_turn(inspect, view)
 
 
 def elsewhere(inspect: Inspect, view: JobView, channels: list[ChannelView]) -> Iterator[str]:
@@ -68,6 +69,20 @@ def by_rates(inspect: Inspect, target: Target) -> Iterator[str]:
             if left:
                 after = format_duration(left)
                 yield f"The rate {key} is used up: {setting.limit} ({_source(setting)}); the next may start in {after}."
+
+
+def by_turn(inspect: Inspect, view: JobView) -> Iterator[str]:
+    """Which groups it takes turns with, where several wait at its priority."""
+    own = view.spec.group
+    others: dict[str, int] = {}
+    for (target, priority), count in inspect.pending_by_class().items():
+        if priority == view.header.priority and target.group != own:
+            others[target.group] = others.get(target.group, 0) + count
+    if others:
+        shown = ", ".join(
+            f"{group or 'jobs without one'} ({count})" for group, count in sorted(others.items())[:MOST_NAMED]
+        )
+        yield f"Its group{f' {own}' if own else ''} takes turns by weight with other groups that wait: {shown}."
 
 
 def by_places(inspect: Inspect, channels: list[ChannelView]) -> Iterator[str]:

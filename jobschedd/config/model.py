@@ -29,6 +29,7 @@ from jobschedd.config.values import (
     Slots,
     Text,
     Umask,
+    Weights,
 )
 
 
@@ -82,6 +83,8 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024
     limits: LimitTable = {}  # key -> jobs at a time, or a rate
+    groups: Weights = {}  # group -> its weight beside the others; default: of those not named
+    ageing: PositiveDuration | None = None  # seconds of waiting that count as one step of priority; None: strict
 
 
 class ChannelConfig(Struct, frozen=True, kw_only=True):

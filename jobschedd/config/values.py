@@ -96,7 +96,7 @@ class Derived:
 class ReadEntries:
     """Marks a mapping with the function that reads one entry, from its key and content."""
 
-    read: Callable[[str, Any], str]
+    read: Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -314,6 +314,12 @@ def limit(key: str, content: object) -> str:
     return str(limits.parse_limit(content))
 
 
+def weight(key: str, content: object) -> int:
+    """How much of the fleet a group gets, in comparison."""
+    name(key)
+    return whole(content, 1, 1000)
+
+
 def secret(value: object) -> Secret:
     """A password. Its content appears in no message."""
     if not isinstance(value, str):
@@ -386,6 +392,7 @@ Roles = Annotated[tuple[str, ...], Read(roles)]
 Patterns = tuple[Annotated[str, Read(filled)], ...]
 Argv = Annotated[tuple[Text, ...], CheckItems(command)]
 Environment = Annotated[dict[str, str], ReadEntries(variable)]
+Weights = Annotated[dict[str, int], ReadEntries(weight)]
 LimitTable = Annotated[dict[str, str], ReadEntries(limit)]
 Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]

@@ -35,6 +35,8 @@ ROUNDS = 8
 MOST_CLASSES = 1000
 CLASSES_PER_CALL = 500
 HOLDERS_PER_CALL = 500
+#: Seconds between two looks at how long lists have waited, at most.
+LONGEST_AGEING_SCAN = 30.0
 SURVEY_EVERY = 30.0
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
@@ -56,7 +58,7 @@ class Cadence:
 class Dispatcher:
     """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success.
     ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched. ``limits``: as
-    configured (see ``limits.stored``).
+    configured (see ``limits.stored``). ``ageing``: seconds of waiting that count as one step of priority.
     """
 
     def __init__(
@@ -75,7 +77,10 @@ class Dispatcher:
         check: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
         limits: Mapping[str, str] | None = None,
+        ageing: float | None = None,
     ) -> None:
+        self._ageing = ageing
+        self._aged: dict[tuple[int, int], int] = {}  # steps that pending lists have gained by waiting
         self._configured_limits = dict(limits or {})
         self._bounds = Bounds()
         self._guard = guard
@@ -109,6 +114,8 @@ class Dispatcher:
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(CHECK_EVERY, self._check),
         ]
+        if ageing:
+            self._cadences.append(Cadence(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages))
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -230,6 +237,7 @@ class Dispatcher:
         self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
         self._open_and_close()
         self._due_at = 0.0
+        self._see_ages()
         self._surveyed = True
 
     def _listen(self) -> None:
@@ -368,6 +376,12 @@ class Dispatcher:
 
     # -- limits and classes -----------------------------------------------------------------------------------
 
+    def _see_ages(self) -> None:
+        """By the job that has waited longest in each list: the first."""
+        if self._ageing:
+            now_ms, since = self._survey.waiting_since(list(self._pending))
+            self._aged = {key: int(max(0, now_ms - at) / 1000 / self._ageing) for key, at in since.items()}
+
     def _heal(self) -> None:
         """Nobody may count against a limit who is with no channel."""
         cursor = 0
@@ -448,9 +462,10 @@ class Dispatcher:
             answers = self._send(assignments)
             failpoint("dispatcher.dispatch.after")
             self._note_answer()
-            for assignment, answer in zip(assignments, answers, strict=True):
+            for share, assignment, answer in zip(shares, assignments, answers, strict=True):
                 self._learn(assignment, answer.left, answer.entries, answer.window)
                 self._note_bound(assignment, answer)
+                self._placement.refund(share, share.count - answer.sent)
         self._more_to_do = True
 
     def _assignment(self, share: Share) -> Assignment:
@@ -486,7 +501,7 @@ class Dispatcher:
                 continue
             target = self._classes.get(job_class) or self._target_of(job_class, priority)
             if target is not None:
-                demands.append(Demand(job_class, priority, target, count))
+                demands.append(Demand(job_class, priority, target, count, self._aged.get((job_class, priority), 0)))
         return demands
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
@@ -494,6 +509,7 @@ class Dispatcher:
             self._pending[assignment.job_class, assignment.priority] = left
         else:
             self._pending.pop((assignment.job_class, assignment.priority), None)
+            self._aged.pop((assignment.job_class, assignment.priority), None)
         view = self._view_of(assignment.incarnation)
         if view is not None:
             view.entries, view.window = entries, window

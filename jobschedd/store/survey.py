@@ -9,7 +9,7 @@ import msgspec
 import redis
 
 from jobschedd.errors import ProtocolError
-from jobschedd.job import Target, decode_header, decode_record, decode_spec
+from jobschedd.job import HEADER_SIZE, State, Target, decode_header, decode_record, decode_spec
 from jobschedd.limits import Limits
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
@@ -77,6 +77,24 @@ class Survey:
                 if record is not None and decode_header(record).job_class == job_class:
                     return Target.of(decode_spec(decode_record(record).spec))
         return None
+
+    def waiting_since(self, lists: list[tuple[int, int]]) -> tuple[int, dict[tuple[int, int], int]]:
+        """(now, since when the first job of each of these lists waits), in milliseconds of the server."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for job_class, priority in lists:
+                pipe.lindex(self._keys.pending_list(job_class, priority), 0)
+            (seconds, micro), *first = pipe.execute()
+            for job_id in first:
+                pipe.getrange(self._keys.job((job_id or b"").decode()), 0, HEADER_SIZE - 1)
+            headers: Any = pipe.execute()
+        since = {}
+        for key, data in zip(lists, headers, strict=True):
+            with suppress(ProtocolError):
+                header = decode_header(data)
+                if header.state is State.PENDING:
+                    since[key] = header.since
+        return int(seconds) * 1000 + int(micro) // 1000, since
 
     def limits(self) -> Limits:
         """What is set, by an operator and by the leading master's configuration."""

@@ -195,10 +195,10 @@ class TestBatches:
         good, gone = driver.dispatched(channel)[0], driver.dispatched(channel)[0]
         entries = {job: driver.header(job).entry for job in (good, gone)}
         driver.end(gone)
-        arguments = [Verb.START, good, 1, entries[good], "", "", "", ""]
-        arguments += [Verb.DONE, good, 1, entries[good], 1, RESULT, KEEP, ""]
-        arguments += [Verb.DONE, gone, 1, entries[gone], 1, RESULT, KEEP, ""]
-        arguments += [Verb.DONE, "99", 1, "1-1", 1, RESULT, KEEP, ""]
+        arguments = [Verb.START, good, 1, entries[good], "", "", "", "", ""]
+        arguments += [Verb.DONE, good, 1, entries[good], 1, RESULT, KEEP, "", ""]
+        arguments += [Verb.DONE, gone, 1, entries[gone], 1, RESULT, KEEP, "", ""]
+        arguments += [Verb.DONE, "99", 1, "1-1", 1, RESULT, KEEP, "", ""]
         verdicts = [verdict for verdict, _ in driver.moves.collect(driver.fence, arguments)]
         assert verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.UNKNOWN]
 
