@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -177,6 +178,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""  # idempotency key
     group: str = ""  # who shares the fleet with whom
     limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
+    resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.resources
     avoid_failed: bool = False  # a retry goes to another node than the one where it failed, where there is one
     rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
 
@@ -235,6 +237,7 @@ class Order(msgspec.Struct, frozen=True):
     spec: Spec
     follow_until: float = 0.0  # seconds since the epoch: stream output live until then
     crashes: int = 0  # times it ran when its channel process died: then it runs alone
+    gpus: tuple[int, ...] = ()  # which of the channel's GPUs are its own
 
 
 class ReportKind(enum.StrEnum):
@@ -425,6 +428,7 @@ class Target(msgspec.Struct, frozen=True):
     group: str = ""
     limits: tuple[tuple[str, int], ...] = ()  # as in Spec, by key
     rates: tuple[tuple[str, int, int], ...] = ()
+    resources: tuple[tuple[str, int], ...] = ()
     avoid: str = ""  # a node, to be taken only where no other will do
 
     @classmethod
@@ -435,6 +439,7 @@ class Target(msgspec.Struct, frozen=True):
             node=spec.node,
             labels=tuple(sorted(spec.labels)),
             group=spec.group,
+            resources=tuple(sorted(spec.resources.items())),
             limits=tuple(sorted(spec.limits.items())),
             rates=tuple(sorted((key, count, ms) for key, (count, ms) in spec.rates.items())),
         )
@@ -443,6 +448,7 @@ class Target(msgspec.Struct, frozen=True):
         """The class as text: ``node/channel+label+label``, then what it counts against: ``?g:group;l:key=3;...``."""
         place = "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
         terms = [f"g:{self.group}"] if self.group else []
+        terms += [f"u:{name}={amount}" for name, amount in self.resources]
         terms += [f"x:{self.avoid}"] if self.avoid else []
         terms += [f"l:{key}={number}" for key, number in self.limits]
         terms += [f"r:{key}={count}/{ms}" for key, count, ms in self.rates]
@@ -454,7 +460,7 @@ class Target(msgspec.Struct, frozen=True):
         where, _, terms = key.partition("?")
         place, *labels = where.split("+")
         node, _, channel = place.partition("/")
-        read: dict[str, Any] = {"limits": [], "rates": []}
+        read: dict[str, Any] = {"limits": [], "rates": [], "resources": []}
         for term in filter(None, terms.split(";")):
             kind, _, text = term.partition(":")
             name, _, amount = text.partition("=")
@@ -463,6 +469,8 @@ class Target(msgspec.Struct, frozen=True):
                     read["group"] = text
                 case "x":
                     read["avoid"] = text
+                case "u":
+                    read["resources"].append((name, int(amount)))
                 case "l":
                     read["limits"].append((name, int(amount)))
                 case "r":
@@ -480,6 +488,10 @@ class Target(msgspec.Struct, frozen=True):
             and (not self.node or self.node == node)
             and (labels.issuperset(self.labels) or all(matches(label, labels) for label in self.labels))
         )
+
+    def fits(self, resources: Mapping[str, int]) -> bool:
+        """Whether a channel that has so much could run a job of this class, were it alone there."""
+        return all(resources.get(name, 0) >= amount for name, amount in self.resources)
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,6 +144,8 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     l: tuple[tuple[str, int], ...] = ()  # noqa: E741 - names of the wire
     r: tuple[tuple[str, int, int], ...] = ()
     c: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    u: tuple[str, dict[str, int], dict[str, int]] | None = None
+    g: tuple[int, ...] = ()
 
     def encoded(self) -> bytes:
         """Empty where there is nothing to see to: ordinary jobs pay nothing."""
@@ -153,13 +155,22 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
 _NOTHING = Terms()
 
 
-def terms_of(target: Target, limits: Limits, places: Iterable[tuple[int, Iterable[str]]] = ()) -> Terms:
-    """``places``: limits of the channel and of its node, each with the streams that count."""
+def terms_of(
+    target: Target,
+    limits: Limits,
+    places: Iterable[tuple[int, Iterable[str]]] = (),
+    place: str = "",
+    have: Mapping[str, int] | None = None,
+) -> Terms:
+    """``places``: limits of the channel and of its node, each with the streams that count. ``place``: the channel
+    (node/name), which ``have`` says the resources of.
+    """
     numbers, rates = limits.of_job(target)
     return Terms(
         l=tuple((key, -1 if setting is None else _number(setting)) for key, setting in numbers),
         r=tuple((key, rate.count, rate.ms) for key, setting in rates if isinstance(rate := setting.limit, Rate)),
         c=tuple((most, tuple(streams)) for most, streams in places),
+        u=(place, dict(have or {}), dict(target.resources)) if target.resources else None,
     )
 
 

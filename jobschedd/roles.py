@@ -370,11 +370,13 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         name=name,
         slots=channel.slots,
         labels=channel.labels,
+        resources=channel.amounts,
         execution=ExecutionSettings(
             node=config.node,
             channel=name,
             workdir=slave.workdir,
             env=slave.env,
+            gpus=channel.gpus,
             umask=slave.umask,
             allow_commands=slave.allow.commands,
             allow_functions=slave.allow.functions,

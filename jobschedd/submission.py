@@ -26,6 +26,7 @@ from jobschedd.job import (
 )
 from jobschedd.labels import normal
 from jobschedd.limits import MOST_AT_A_TIME, MOST_KEYS, parse_rate
+from jobschedd.resources import parse_amount
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -52,6 +53,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         raise InvalidJob(str(unknown[0])[:100], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
     values = {name: _FIELDS[name](name, item[name]) for name in item if name in _FIELDS and item[name] is not None}
     values["limits"] = values.pop("limit_keys", {})
+    values["resources"] = _resources(values)
     node, channel = values.get("node", ""), values.get("channel", "")
     if "/" in channel:
         owner, _, channel = channel.partition("/")
@@ -261,6 +263,35 @@ def _limit_keys(field: str, value: Any) -> dict[str, int]:
     return found
 
 
+def _resources(values: dict[str, Any]) -> dict[str, int]:
+    """``cpus``, ``memory``, ``gpus`` and what else ``resources`` names, taken out of ``values``."""
+    asked: dict[str, int] = values.pop("resources", {})
+    for name in _OWN_RESOURCES:
+        if name in values:
+            if name in asked:
+                raise InvalidJob(name, "is asked for twice: here and in resources")
+            asked[name] = values.pop(name)
+    return asked
+
+
+def _amount(field: str, value: Any) -> int:
+    try:
+        return parse_amount(field, value)
+    except ValueError as error:
+        raise InvalidJob(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def _named_resources(field: str, value: Any) -> dict[str, int]:
+    """``license=1``, a list of those, or a mapping such as {license: 1}."""
+    found: dict[str, int] = {}
+    for name, amount in _pairs(field, value):
+        try:
+            found[str(name)] = parse_amount(str(name), 1 if amount is None else amount)
+        except ValueError as error:
+            raise InvalidJob(field, str(error)) from None
+    return found
+
+
 def _rates(field: str, value: Any) -> dict[str, tuple[int, int]]:
     """``api=10/m``, a list of those, or a mapping such as {api: 10/m}."""
     found: dict[str, tuple[int, int]] = {}
@@ -368,7 +399,12 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "follow": _boolean,
     "group": _name,
     "avoid_failed": _boolean,
+    "cpus": _amount,
+    "memory": _amount,
+    "gpus": _amount,
+    "resources": _named_resources,
     "limit_keys": _limit_keys,
     "rates": _rates,
 }
+_OWN_RESOURCES = ("cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

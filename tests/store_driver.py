@@ -203,6 +203,7 @@ class FakeChannel:
         home: str = "home",
         labels: tuple[str, ...] = (),
         slots: int = 1,
+        resources: dict[str, int] | None = None,
     ) -> None:
         self.driver = driver
         self.node = node
@@ -210,7 +211,13 @@ class FakeChannel:
         self.incarnation = secrets.token_hex(8)
         self.store = ChannelStore(driver.client, driver.keys, SYSTEM_CLOCK, self.incarnation, 0.05)
         self.info = ChannelInfo(
-            node=node, channel=name, incarnation=self.incarnation, labels=labels, slots=slots, pid=1
+            node=node,
+            channel=name,
+            incarnation=self.incarnation,
+            labels=labels,
+            slots=slots,
+            pid=1,
+            resources=resources or {},
         )
         self.home = home
         self.register(window, lease)

@@ -25,6 +25,12 @@ _OPTIONS = (
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option("--cpus", metavar="N", help="Processors that it needs of its channel's: 2, 0.5."),
+    click.option("--memory", metavar="SIZE", help="Memory that it needs: 512M, 16G."),
+    click.option("--gpus", metavar="N", help="GPUs that it needs; which, says CUDA_VISIBLE_DEVICES."),
+    click.option(
+        "--resource", "resources", metavar="NAME=N", multiple=True, help="Another resource that it needs; repeatable."
+    ),
     click.option("--group", metavar="NAME", help="Count it to this group: groups share by weight, and have limits."),
     click.option(
         "--limit-key",
@@ -67,10 +73,11 @@ _SPOKEN = {
     "retry_on_loss": "--no-retry-on-loss",
     "limit_keys": "--limit-key",
     "rates": "--rate",
+    "resources": "--resource",
 }
 _NAMES = frozenset(
-    "channel node group priority at retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
-    "env cwd name stdin shell kwargs".split()
+    "channel node group cpus memory gpus priority at retries retry_delay retry_on timeout expires "
+    "lost_after overlap max_crashes key env cwd name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

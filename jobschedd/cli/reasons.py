@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jobschedd.durations import format_duration
 from jobschedd.job import Target
 from jobschedd.limits import DEFAULT, JOB, Rate, Setting
+from jobschedd.resources import show
 
 if TYPE_CHECKING:
     from jobschedd.store.inspect import Inspect
@@ -24,6 +25,7 @@ def held_back(inspect: Inspect, view: JobView, channels: list[ChannelView]) -> I
     yield from by_limits(inspect, target)
     yield from by_rates(inspect, target)
     yield from by_places(inspect, channels)
+    yield from by_resources(inspect, target, channels)
     yield from by_turn(inspect, view)
 
 
@@ -69,6 +71,33 @@ def by_rates(inspect: Inspect, target: Target) -> Iterator[str]:
             if left:
                 after = format_duration(left)
                 yield f"The rate {key} is used up: {setting.limit} ({_source(setting)}); the next may start in {after}."
+
+
+def by_resources(inspect: Inspect, target: Target, channels: list[ChannelView]) -> Iterator[str]:
+    """What no channel has at all, or has left now."""
+    if not target.resources or not channels:
+        return
+    asked = dict(target.resources)
+    able = [view for view in channels if target.fits(view.resources)]
+    if not able:
+        most = {name: max(view.resources.get(name, 0) for view in channels) for name in asked}
+        yield f"It asks for {show(asked)}, and no channel that is known has so much (the most is {show(most)})."
+        yield "It waits for a channel that has: ask for less, or start one."
+        return
+    lacking: dict[str, int] = {}
+    for view in (view for view in able if view.state == "up"):
+        used = inspect.used(view.name)
+        short = [name for name in asked if view.resources.get(name, 0) - used.get(name, 0) < asked[name]]
+        if not short:
+            return
+        for name in short:
+            lacking[name] = lacking.get(name, 0) + 1
+    if lacking:
+        where = ", ".join(f"{name} on {number}" for name, number in sorted(lacking.items()))
+        yield (
+            f"It asks for {show(asked)}, which other jobs use now (too little {where} of {len(able)} channels that "
+            "have as much). The end of one of them makes room."
+        )
 
 
 def by_turn(inspect: Inspect, view: JobView) -> Iterator[str]:

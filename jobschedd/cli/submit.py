@@ -11,6 +11,7 @@ from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.options import command_options, durable_from, durable_options, item_from, job_options, option_of
 from jobschedd.errors import InvalidJob, NotDurable, UsageError
 from jobschedd.labels import LABEL
+from jobschedd.resources import show
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
@@ -129,6 +130,8 @@ def could_run(target: Target) -> str:
     wishes += [
         f"has the label {label}" if LABEL.fullmatch(label) else f"meets the labels '{label}'" for label in target.labels
     ]
+    if target.resources:
+        wishes.append(f"has {show(dict(target.resources))}")
     return " and ".join(wishes) or "could run it"
 
 

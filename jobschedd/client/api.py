@@ -56,6 +56,10 @@ class Options(TypedDict, total=False):
     follow: bool  # live output from the start
     avoid_failed: bool  # a retry goes to another node than the one where it failed, where there is one
     group: str  # who shares the fleet with whom
+    cpus: float | str
+    memory: int | str  # bytes, or text like 16G
+    gpus: int
+    resources: Sequence[str] | Mapping[str, int | str]  # other names: "license=1"
     limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
     rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)

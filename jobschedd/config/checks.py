@@ -21,6 +21,7 @@ def check(config: Config, document: Document, reader: Reader) -> None:
     """Note every contradiction in ``config``; what rests on a field that is wrong already is passed over."""
     _check_roles(config, reader)
     _check_channels(document, reader)
+    _check_gpus(config, reader)
     _check_redis(config, reader)
     _check_timing(config, reader)
 
@@ -60,6 +61,18 @@ def _check_channels(document: Document, reader: Reader) -> None:
                 ("slave", "channels", index, "name"), f"channel {shown(name)} exists already, in line {line}"
             )
         first.setdefault(name, index)
+
+
+def _check_gpus(config: Config, reader: Reader) -> None:
+    """Two channels that both hand out GPU 0 would oversubscribe it."""
+    owners: dict[str, str] = {}
+    for index, channel in enumerate(config.slave.channels):
+        for gpu in channel.gpus:
+            if gpu in owners:
+                problem = f"GPU {gpu} belongs to channel {shown(owners[gpu])} already: list each channel's own, [2, 3]"
+                reader.mistake(("slave", "channels", index, "resources", "gpus"), problem)
+                break
+        owners |= dict.fromkeys(channel.gpus, channel.name)
 
 
 def _check_redis(config: Config, reader: Reader) -> None:
@@ -144,6 +157,11 @@ def warnings(config: Config, document: Document, mode: int, url_had_password: bo
             if channel.handler:
                 path = f"slave.channels[{index}].handler"
                 yield _line(config, document, path, "has no effect with transport: stream")
+    else:
+        for index, channel in enumerate(config.slave.channels):
+            if channel.resources:
+                path = f"slave.channels[{index}].resources"
+                yield _line(config, document, path, "has no effect with transport: pubsub: no job that asks goes there")
 
 
 def _line(config: Config, document: Document, path: str, message: str) -> str:

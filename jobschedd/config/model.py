@@ -23,6 +23,7 @@ from jobschedd.config.values import (
     Patterns,
     PositiveDuration,
     RedisUrl,
+    Resources,
     Roles,
     Secret,
     Size,
@@ -96,6 +97,18 @@ class ChannelConfig(Struct, frozen=True, kw_only=True):
     slots: Slots = 1
     labels: Names = ()
     handler: Argv = ()  # pubsub only: what runs for an id that has no record
+    resources: Resources = {}  # what its jobs may ask for; gpus: how many, or which
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Its GPUs, as CUDA calls them."""
+        said = self.resources.get("gpus", 0)
+        return tuple(map(str, range(said))) if isinstance(said, int) else said
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """How much it has, by name."""
+        return {name: said if isinstance(said, int) else len(said) for name, said in self.resources.items()}
 
 
 class Allow(Struct, frozen=True, kw_only=True):

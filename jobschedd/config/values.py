@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jobschedd import limits
+from jobschedd import limits, resources
 from jobschedd.durations import parse_duration
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -320,6 +320,22 @@ def weight(key: str, content: object) -> int:
     return whole(content, 1, 1000)
 
 
+def resource(key: str, content: object) -> int | tuple[str, ...]:
+    """How much a channel has; of GPUs, how many (numbered from 0) or which: a list of numbers or names."""
+    if key == "gpus" and isinstance(content, list):
+        devices = tuple(str(typed(device)) for device in content)
+        for device in devices:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}", device, re.ASCII):
+                raise ValueError(f"{shown(device)} is no number or name of a GPU")
+        if not 0 < len(distinct(devices)) <= resources.MOST_GPUS:
+            raise ValueError(f"expected 1 to {resources.MOST_GPUS} GPUs")
+        return devices
+    amount = resources.parse_amount(key, typed(content))
+    if key == "gpus" and amount > resources.MOST_GPUS:
+        raise ValueError(f"expected 1 to {resources.MOST_GPUS} GPUs")
+    return amount
+
+
 def secret(value: object) -> Secret:
     """A password. Its content appears in no message."""
     if not isinstance(value, str):
@@ -393,6 +409,7 @@ Patterns = tuple[Annotated[str, Read(filled)], ...]
 Argv = Annotated[tuple[Text, ...], CheckItems(command)]
 Environment = Annotated[dict[str, str], ReadEntries(variable)]
 Weights = Annotated[dict[str, int], ReadEntries(weight)]
+Resources = Annotated[dict[str, int | tuple[str, ...]], ReadEntries(resource)]
 LimitTable = Annotated[dict[str, str], ReadEntries(limit)]
 Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]

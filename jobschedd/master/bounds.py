@@ -10,6 +10,8 @@ from jobschedd.limits import Limits, terms_of
 from jobschedd.master.placement import ChannelView
 
 PLACE = "place"
+USED = "used:"
+_NONE: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Bounds:
         self._limits = Limits()
         self._terms: dict[Target, bytes] = {}
         self._waits: dict[int, Wait] = {}  # by class
+        self._closed: dict[int, frozenset[str]] = {}  # by class: channels that have too little left for it
 
     def set(self, limits: Limits) -> None:
         """Other limits: whoever waits may ask again."""
@@ -37,14 +40,15 @@ class Bounds:
         """Nothing is known of who waits for what."""
         self._terms.clear()
         self._waits.clear()
+        self._closed.clear()
 
     # -- what the store has to see to ---------------------------------------------------------------------------
 
     def terms(self, target: Target, view: ChannelView, views: Iterable[ChannelView]) -> bytes:
         """For jobs of this class on this channel. ``views``: all channels, its node's others among them."""
         places = self._places(view, views)
-        if places:
-            return terms_of(target, self._limits, places).encoded()
+        if places or target.resources:
+            return terms_of(target, self._limits, places, view.place, view.resources).encoded()
         if target not in self._terms:
             self._terms[target] = terms_of(target, self._limits).encoded()
         return self._terms[target]
@@ -72,12 +76,24 @@ class Bounds:
         """Whether it is known that nothing of this class may go."""
         return job_class in self._waits
 
+    def closed(self, job_class: int) -> frozenset[str]:
+        """The channels (node/name) that are known to have too little left for this class."""
+        return self._closed.get(job_class, _NONE)
+
     def note(self, job_class: int, by: str, now: float, wait_ms: int) -> None:
-        """The store let no more of this class through."""
+        """The store let no more of this class through: anywhere, or (``used:``) on this channel."""
+        if by.startswith(USED):
+            self._closed[job_class] = self.closed(job_class) | {by.removeprefix(USED)}
+            return
         self._waits[job_class] = Wait(by, now + wait_ms / 1000 if wait_ms >= 0 else 0.0)
 
     def freed(self, by: str) -> None:
         """Somebody let go of ``by``."""
+        if by.startswith(USED):
+            place = by.removeprefix(USED)
+            left = {job_class: places - {place} for job_class, places in self._closed.items()}
+            self._closed = {job_class: places for job_class, places in left.items() if places}
+            return
         self._drop(lambda wait: wait.by == by)
 
     def tick(self, now: float) -> float:

@@ -15,7 +15,7 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
-from jobschedd.master.bounds import PLACE, Bounds
+from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement, Share
@@ -313,6 +313,7 @@ class Dispatcher:
             return
         if incarnation not in self._channels:
             self._channels[incarnation] = self._view(incarnation, info)
+            self._bounds.freed(f"{USED}{info.node}/{info.channel}")
             log.info(
                 "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
             )
@@ -320,7 +321,8 @@ class Dispatcher:
         self._open_and_close()
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
-        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), frozenset(info.labels))
+        labels = frozenset(info.labels)
+        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), labels, resources=info.resources)
 
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
@@ -501,7 +503,8 @@ class Dispatcher:
                 continue
             target = self._classes.get(job_class) or self._target_of(job_class, priority)
             if target is not None:
-                demands.append(Demand(job_class, priority, target, count, self._aged.get((job_class, priority), 0)))
+                aged = self._aged.get((job_class, priority), 0)
+                demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged))
         return demands
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:

@@ -26,12 +26,18 @@ class ChannelView:
     window: int = 0
     entries: int = 0  # in its stream: what it runs and what it holds for the next moments
     open: bool = True
+    resources: Mapping[str, int] = field(default_factory=dict)
     full: bool = False  # a limit of its node or name lets no more in, until something of it ends
 
     @property
     def room(self) -> int:
         """How many more entries its window takes."""
         return self.window - self.entries if self.open and not self.full else 0
+
+    @property
+    def place(self) -> str:
+        """What people call it."""
+        return f"{self.node}/{self.name}"
 
     @property
     def entries_key(self) -> str:
@@ -52,6 +58,7 @@ class Demand:
     priority: int
     target: Target
     count: int
+    closed: frozenset[str] = frozenset()  # channels (node/name) that are known to have too little left for it now
     aged: int = 0  # steps that it has gained by waiting
 
     @property
@@ -60,11 +67,14 @@ class Demand:
         return min(HIGHEST_PRIORITY, self.priority + self.aged)
 
 
+def _could_run(target: Target, view: ChannelView) -> bool:
+    return target.admits(view.node, view.name, view.labels) and (not target.resources or target.fits(view.resources))
+
+
 def _elsewhere(candidates: list[ChannelView], everywhere: Iterable[ChannelView], target: Target) -> list[ChannelView]:
     """Those not on the node to avoid; all, where no other node could ever take it as things stand."""
     another = any(
-        view.node != target.avoid and view.open and view.window > 0 and target.admits(view.node, view.name, view.labels)
-        for view in everywhere
+        view.node != target.avoid and view.open and view.window > 0 and _could_run(target, view) for view in everywhere
     )
     return [channel for channel in candidates if channel.node != target.avoid] if another else candidates
 
@@ -99,7 +109,9 @@ class _Room:
     def candidates(self, demand: Demand) -> list[ChannelView]:
         """The channels with room that may take it."""
         target = demand.target
-        found = [channel for channel in self.free if target.admits(channel.node, channel.name, channel.labels)]
+        found = [channel for channel in self.free if _could_run(target, channel)]
+        if demand.closed:
+            found = [channel for channel in found if channel.place not in demand.closed]
         return _elsewhere(found, self._channels, target) if target.avoid else found
 
     def give(self, demand: Demand, channel: ChannelView, count: int) -> int:

@@ -31,7 +31,15 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
     _, is_task, index = order.job.partition("_")
     if is_task:
         variables["JOBSCHED_ARRAY_INDEX"] = index
-    return variables
+    return variables | gpu_variables(order, settings)
+
+
+def gpu_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
+    """Which GPUs are its own. On a channel that has some, a job that asked for none sees none."""
+    if not settings.gpus:
+        return {}
+    own = ",".join(settings.gpus[number] for number in order.gpus if number < len(settings.gpus))
+    return {"JOBSCHED_GPUS": own, "CUDA_VISIBLE_DEVICES": own}
 
 
 def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]:

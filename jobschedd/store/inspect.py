@@ -272,10 +272,14 @@ class Inspect:
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
-        if not target.node and not target.labels and self._is_published_to(target.channel):
+        plain = not target.labels and not target.resources
+        if not target.node and plain and self._is_published_to(target.channel):
             return True
-        if target.labels:
-            return any(target.admits(view.node, view.channel, frozenset(view.labels)) for view in self.channels())
+        if not plain:
+            return any(
+                target.admits(view.node, view.channel, frozenset(view.labels)) and target.fits(view.resources)
+                for view in self.channels()
+            )
         with translated():
             if target.node and target.channel:
                 return bool(self.client.hexists(self.keys.owners, f"{target.node}/{target.channel}"))
@@ -349,6 +353,16 @@ class Inspect:
             for key in sorted(found):
                 pipeline.scard(self.keys.limit(key))
             return dict(zip(sorted(found), pipeline.execute(), strict=True))
+
+    def used(self, channel: str) -> dict[str, int]:
+        """What jobs use of the resources of a channel (node/name), by name."""
+        with translated():
+            texts = self.client.hvals(self.keys.used(channel))
+        total: dict[str, int] = {}
+        for text in texts:
+            for name, amount in msgspec.msgpack.decode(text)["amounts"].items():
+                total[name] = total.get(name, 0) + int(amount)
+        return total
 
     def starts(self, key: str, rate: Rate) -> tuple[int, float]:
         """(starts that count against a rate now, seconds until one more may begin)."""
@@ -499,7 +513,14 @@ def _channel(
         started=float(about.get("started") or 0.0),
         drain_reason=reason,
         aside=int(about.get("aside") or 0),
+        resources=_amounts(about.get("resources")),
     )
+
+
+def _amounts(said: Any) -> dict[str, int]:
+    if not isinstance(said, dict):
+        return {}
+    return {str(name): amount for name, amount in said.items() if isinstance(amount, int)}
 
 
 def _gone(name: str, incarnation: str, drains: dict[str, dict[str, Any]]) -> ChannelView:

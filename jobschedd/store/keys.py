@@ -27,6 +27,7 @@ limits            hash    limits that an operator set: key, or ``rate <key>``   
 configured-limits hash    the same, as the leading master is configured                 until another leads
 limit:<key>       set     ids that count against this limit: each is with a channel     while not empty
 rate:<key>:<ms>   zset    starts that count against this rate, by time                  its period
+used:<channel>    hash    id -> what it uses of this channel's resources (msgpack)      while not empty
 holds             hash    id -> what it counts against (msgpack)                        while with a channel
 blocked           set     limits that somebody waits for, so that who lets go says so   until let go of
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
@@ -117,6 +118,10 @@ class Keys:
     def rate(self, key: str, period_ms: int) -> str:
         """The starts that count against a rate."""
         return f"{self.base}rate:{key}:{period_ms}"
+
+    def used(self, channel: str) -> str:
+        """What jobs use of the resources of a channel (node/name)."""
+        return f"{self.base}used:{channel}"
 
     def lease(self, incarnation: str) -> str:
         """The lease of a channel incarnation."""

@@ -29,6 +29,7 @@ class ChannelInfo(msgspec.Struct, frozen=True):
     version: str = ""
     started: float = 0.0
     transport: str = "stream"
+    resources: dict[str, int] = {}
     aside: int = 0  # results of lost data that its node keeps and nobody asks for
 
 

@@ -170,3 +170,63 @@ def test_many_classes_are_forgotten_and_their_jobs_go_on(driver, master, monkeyp
     master.dispatch()
     assert channel.jobs() == [later]
     assert driver.client.sismember(driver.keys.limit("later"), later)
+
+
+class TestResources:
+    def channels(self, driver, *resources, window=10):
+        return [
+            driver.channel(str(number), node=f"n{number}", window=window, resources=have)
+            for number, have in enumerate(resources)
+        ]
+
+    def test_only_who_has_enough_gets_it(self, driver, master):
+        small, large = self.channels(driver, {"cpus": 1000}, {"cpus": 8000})
+        ids = driver.submit(4, cpus=2)
+        master.dispatch()
+        assert (small.jobs(), large.jobs()) == ([], ids)
+
+    def test_too_much_for_all_waits_and_blocks_nobody(self, driver, master):
+        (channel,) = self.channels(driver, {"cpus": 1000})
+        driver.submit(cpus=2, priority=50)
+        (runs,) = driver.submit(cpus=1)
+        (plain,) = driver.submit()
+        counting = Counting(driver.moves)
+        master.dispatch()
+        assert sorted(channel.jobs(), key=int) == [runs, plain]
+        calls = counting.calls
+        master.dispatch(5)
+        assert counting.calls == calls
+
+    def test_what_ends_makes_room(self, driver, master):
+        (channel,) = self.channels(driver, {"gpus": 1})
+        first, second = driver.submit(2, gpus=1)
+        master.dispatch()
+        assert channel.jobs() == [first]
+        channel.report(first)
+        master.collect()
+        master.dispatch()
+        assert channel.jobs() == [second]
+
+    def test_a_full_channel_closes_for_its_class_and_not_for_others(self, driver, master):
+        (channel,) = self.channels(driver, {"cpus": 4000})
+        (large,) = driver.submit(cpus=3)
+        master.dispatch()
+        driver.submit(cpus=2)
+        (small,) = driver.submit(cpus=1)
+        master.dispatch()
+        assert channel.jobs() == [large, small]
+
+    def test_it_spreads_over_all_that_have_room(self, driver, master):
+        channels = self.channels(driver, {"cpus": 2000}, {"cpus": 2000}, {"cpus": 1000})
+        driver.submit(9, cpus=1)
+        master.dispatch(5)
+        assert [len(channel.jobs()) for channel in channels] == [2, 2, 1]
+
+    def test_a_channel_that_comes_back_with_more(self, driver, master):
+        (old,) = self.channels(driver, {"cpus": 1000})
+        first, second = driver.submit(2, cpus=1)
+        master.dispatch()
+        assert old.jobs() == [first]
+        new = driver.channel("0", node="n0", resources={"cpus": 2000})
+        master.dispatch()
+        assert new.jobs() == [second]

@@ -14,7 +14,7 @@ from jobschedd.master.placement import ChannelView, Demand, Placement
 
 
 def demand(number: int, group: str, count: int = 1000, priority: int = 0, channel: str = "", aged: int = 0) -> Demand:
-    return Demand(number, priority, Target(group=group, channel=channel), count, aged)
+    return Demand(number, priority, Target(group=group, channel=channel), count, aged=aged)
 
 
 def views(*windows: int) -> list[ChannelView]:

@@ -18,10 +18,14 @@ end
 
 local function order(id, rec, r, stream, incarnation, terms)
   r.attempt = r.attempt + 1
-  if terms then hold(id, r, terms, now) end
+  local gpus = terms and hold(id, r, terms, now) or {}
   local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
   if r.crashes > 0 then
     fields[9], fields[10] = 'crashes', r.crashes
+  end
+  if #gpus > 0 then
+    fields[#fields + 1] = 'gpus'
+    fields[#fields + 1] = table.concat(gpus, ',')
   end
   local entry = call('XADD', stream, '*', unpack(fields))
   local time, number = string.match(entry, '^(%d+)-(%d+)$')

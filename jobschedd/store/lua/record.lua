@@ -52,6 +52,9 @@ local function let_go(id, r)
     call('SREM', BASE .. 'limit:' .. key, id)
     if call('SREM', BASE .. 'blocked', key) == 1 then ring('f:' .. key) end
   end
+  if not held.place then return end
+  call('HDEL', BASE .. 'used:' .. held.place, id)
+  if call('SREM', BASE .. 'blocked', 'used:' .. held.place) == 1 then ring('f:used:' .. held.place) end
 end
 
 -- Whoever is with no channel holds nothing.

@@ -19,9 +19,9 @@ local function has_entry(incarnation, entry)
 end
 
 -- False where the stream has gone past this entry: then it was answered in this life of the store.
-local function put_entry(incarnation, entry, id, attempt, flags, spec)
+local function put_entry(incarnation, entry, id, attempt, flags, spec, gpus)
   if has_entry(incarnation, entry) then return true end
-  local put = redis.pcall('XADD', BASE .. 'dispatch:' .. incarnation, entry, 'job', id, 'attempt', attempt, 'flags', flags, 'spec', spec)
+  local put = redis.pcall('XADD', BASE .. 'dispatch:' .. incarnation, entry, 'job', id, 'attempt', attempt, 'flags', flags, 'spec', spec, 'gpus', gpus)
   return type(put) ~= 'table' or not put.err
 end
 
@@ -29,10 +29,6 @@ local function is_superseded(r, attempt, entry)
   if r.state == DONE or r.attempt > attempt then return true end
   if r.state == PENDING or r.state == SCHEDULED then return false end
   return r.attempt == attempt and entry_of(r) ~= entry
-end
-
-local function take_hold(id, r, terms)
-  if terms ~= '' and not has(r.flags, HOLDS) then hold(id, r, cjson.decode(terms), now) end
 end
 
 local function restore(at)
@@ -44,7 +40,9 @@ local function restore(at)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
   if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
   if r then spec = string.sub(rec, 61, 60 + r.spec_length) end
-  if not put_entry(incarnation, entry, id, attempt, flags, spec) then return 0 end
+  local terms = ARGV[at + 11] ~= '' and cjson.decode(ARGV[at + 11])
+  local gpus = table.concat(terms and terms.g or {}, ',')
+  if not put_entry(incarnation, entry, id, attempt, flags, spec, gpus) then return 0 end
   call('HSETNX', KEY.channels, incarnation, ARGV[at + 2])
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
@@ -54,12 +52,13 @@ local function restore(at)
     end
     r.state, r.outcome, r.attempt, r.since, r.incarnation = DISPATCHED, 0, attempt, now, from_hex(incarnation)
     r.entry_time, r.entry_number = tonumber(time), tonumber(number)
-    take_hold(id, r, ARGV[at + 11])
+    let_go(id, r)
+    if terms then hold(id, r, terms, now) end
     write_middle(id, r)
     return 1
   end
   local new = {flags = flags, attempt = attempt}
-  take_hold(id, new, ARGV[at + 11])
+  if terms then hold(id, new, terms, now) end
   call('SET', BASE .. 'job:' .. id,
     struct.pack('<BBBBI4I4I6I6', 1, priority + 100, 0, 0, class_number(ARGV[at + 7]), 0, tonumber(time), 0)
     .. middle(DISPATCHED, 0, new.flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
