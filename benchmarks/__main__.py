@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.lab import Lab, cpu_seconds, lab, ping_yardstick, wait_until
@@ -49,6 +50,28 @@ def submitting(jobs: int = 50_000) -> Figures:
             made.client.submit(["/bin/true"])
         singly = 2000 / (time.monotonic() - began)
         return {"bulk_per_s": bulk, "singly_per_s": singly, "yardstick_ping_per_s": ping, "ratio": singly / ping}
+
+
+def control(jobs: int = 50_000) -> Figures:
+    """Many jobs at once, chosen by a filter from as many others: cancelled, held, retried; nothing runs beside it."""
+    with lab() as made:
+        ping = ping_yardstick(made)
+        items = [NOOP | {"name": f"{name}-{number}"} for number in range(jobs) for name in ("etl", "other")]
+        made.client.submit_many(items)
+        figures: Figures = {"yardstick_ping_per_s": ping}
+        for verb, statuses, change in (
+            ("hold", "pending", lambda chunk: made.client.hold(job for job, _ in chunk)),
+            ("release", "pending", lambda chunk: made.client.release(job for job, _ in chunk)),
+            ("priority", "pending", lambda chunk: made.client.prioritise((job for job, _ in chunk), 5)),
+            ("cancel", "pending", lambda chunk: made.client.cancel(job for job, _ in chunk)),
+            ("retry", "cancelled", made.client.retry_many),
+        ):
+            began, changed = time.monotonic(), 0
+            for chunk in made.client.matching(statuses, name="etl-*"):
+                changed += len(change(chunk))
+            assert changed == jobs, f"{verb}: {changed} of {jobs}"
+            figures[f"{verb}_per_s"] = jobs / (time.monotonic() - began)
+        return figures | {"ratio": figures["cancel_per_s"] / ping}
 
 
 def latency(samples: int = 500) -> Figures:
@@ -100,22 +123,37 @@ def _pubsub_round_trip(made: Lab, samples: int) -> float:
         process.wait()
 
 
-def commands(jobs: int = 6000) -> Figures:
-    """/bin/true with captured output by one channel of two slots; beside a bare posix_spawn loop, two in flight."""
-    with lab() as made:
-        before = spawn_yardstick()
-        made.client.submit_many([TRUE] * jobs)
-        made.start_daemon(1, slots=2)
-        wait_until(made.finished, 30, 0.001)
-        first, began = made.finished(), time.monotonic()
-        wait_until(lambda: made.finished() >= jobs, 120)
-        rate = (jobs - first) / (time.monotonic() - began)
-        after = spawn_yardstick()
-        spawn = (before + after) / 2
-        return {"jobs_per_s": rate, "yardstick_spawn_per_s": spawn, "ratio": rate / spawn}
+def commands(rounds: int = 5, jobs: int = 1500) -> Figures:
+    """/bin/true with captured output, two in flight: by one channel of two slots, and by two of one, as peers have it.
+
+    A bare posix_spawn loop, two in flight, runs before and after each round: other load on the machine hits both alike.
+    """
+    figures: Figures = {}
+    for name, channels, slots in (("one_channel", 1, 2), ("two_channels", 2, 1)):
+        with lab() as made:
+            made.start_daemon(channels, slots)
+            _drained(made, jobs // 5)  # warm
+            rates, bare = [], [spawn_yardstick()]
+            for _ in range(rounds):
+                rates.append(_drained(made, jobs))
+                bare.append(spawn_yardstick())
+        spawns = [(before + after) / 2 for before, after in pairwise(bare)]
+        figures[f"{name}_jobs_per_s"] = statistics.median(rates)
+        figures[f"{name}_ratio"] = statistics.median(rate / spawn for rate, spawn in zip(rates, spawns, strict=True))
+    figures["yardstick_spawn_per_s"] = statistics.median(spawns)
+    figures["ratio"] = figures["one_channel_ratio"]
+    return figures
 
 
-def spawn_yardstick(count: int = 3000) -> float:
+def _drained(made: Lab, jobs: int) -> float:
+    """Commands a second, from the submit to the last end."""
+    before, began = made.finished(), time.monotonic()
+    made.client.submit_many([TRUE] * jobs)
+    wait_until(lambda: made.finished() >= before + jobs, 120)
+    return jobs / (time.monotonic() - began)
+
+
+def spawn_yardstick(count: int = 1500) -> float:
     """Bare posix_spawn and wait of /bin/true a second, two in flight."""
     running: set[int] = set()
     began = time.monotonic()
@@ -150,6 +188,7 @@ def idle(seconds: float = 20.0) -> Figures:
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "noop": noop,
     "submitting": submitting,
+    "control": control,
     "latency": latency,
     "commands": commands,
     "idle": idle,

@@ -31,6 +31,7 @@ FAILPOINTS = (
     "dispatcher.requeue.before",
     "dispatcher.requeue.after",
     "dispatcher.promote.after",
+    "dispatcher.interrupt.after",
     "publisher.publish.before",
     "publisher.publish.after",
     "collector.begin.after",

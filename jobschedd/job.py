@@ -176,6 +176,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin: bytes = b""
     submitter: str = ""
     key: str = ""  # idempotency key
+    key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
     group: str = ""  # who shares the fleet with whom
     limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
     resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.resources
@@ -309,6 +310,8 @@ class Flag(enum.IntFlag):
     NO_RETRY_ON_LOSS = 2  # at most one start: lost is lost
     FOLLOWED = 4  # somebody asked for live output
     KEYED = 8  # submitted under an idempotency key, named in the spec
+    HELD = 64  # a user holds it while it waits: not to be dispatched
+    PARKED = 128  # its turn came while it was held: it stands in no list
     HOLDS = 1024  # counts against a limit while a channel has it: see what ``holds`` says
 
 

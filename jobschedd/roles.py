@@ -210,7 +210,10 @@ def _channel(config: Config, name: str) -> ChildSpec:
 
 def run_dispatcher(config: Config, instance: MasterInstance, context: ChildContext) -> int:
     """Target of the child "dispatcher"."""
+    import msgspec
+
     from jobschedd.limits import parse_limit, stored
+    from jobschedd.master.budgets import Budgets
     from jobschedd.master.collector import Keep
     from jobschedd.master.dispatcher import Dispatcher
     from jobschedd.master.guard import Guard, KnownFile
@@ -222,6 +225,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     from jobschedd.store.inspect import Inspect
     from jobschedd.store.keys import Keys
     from jobschedd.store.marks import Marks
+    from jobschedd.store.memory import Memory
     from jobschedd.store.moves import Moves
     from jobschedd.store.survey import Survey
 
@@ -256,6 +260,13 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         guard=guard,
         ageing=config.master.ageing,
         limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
+        budgets=Budgets(
+            Memory(client, keys),
+            msgspec.structs.asdict(config.master.budgets),
+            SYSTEM_CLOCK,
+            SHORTEST_KEEP_MS,
+            config.master.history,
+        ),
     )
     context.ready()
     dispatcher.run(_stopping(context), context.wait, context.beat)

@@ -41,6 +41,9 @@ MOST_LABELS = 16
 #: Longest retries and crash budgets that the record can count.
 MOST_TRIES = 250
 
+#: How long an idempotency key is taken.
+KEY_SCOPES = ("record", "running", "pending")
+
 _json = msgspec.json.Encoder()
 
 
@@ -60,14 +63,17 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         if node and node != owner:
             raise InvalidJob("channel", f"names node {owner!r}, but node says {node!r}")
         values["node"], values["channel"] = node, channel = owner, channel
-    follow = values.pop("follow", False)
+    follow, hold = values.pop("follow", False), values.pop("hold", False)
     spec = Spec(**values)
     _check_what(spec)
+    if spec.key_scope and not spec.key:
+        raise InvalidJob("key_scope", "says how long a key is taken: give a key, too")
     packed = encode(spec)
     if len(packed) > max_payload:
         raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
     flags = Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS
     flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
+    flags |= Flag.HELD if hold else Flag.NONE
     return Submission(
         spec=packed,
         target=Target.of(spec),
@@ -227,6 +233,12 @@ def _overlap(field: str, value: Any) -> Overlap:
         return Overlap(value)
     except ValueError:
         raise InvalidJob(field, f"{_shown(value)} must be allow or forbid") from None
+
+
+def _key_scope(field: str, value: Any) -> str:
+    if value not in KEY_SCOPES:
+        raise InvalidJob(field, f"{_shown(value)} must be one of {', '.join(KEY_SCOPES)}")
+    return "" if value == "record" else str(value)
 
 
 def _causes(field: str, value: Any) -> tuple[str, ...]:
@@ -396,6 +408,7 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "stdin": _stdin,
     "submitter": lambda field, value: _text(field, value, 200),
     "key": lambda field, value: _text(field, value, 200),
+    "key_scope": _key_scope,
     "follow": _boolean,
     "group": _name,
     "avoid_failed": _boolean,
@@ -405,6 +418,7 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "resources": _named_resources,
     "limit_keys": _limit_keys,
     "rates": _rates,
+    "hold": _boolean,
 }
 _OWN_RESOURCES = ("cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

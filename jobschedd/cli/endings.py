@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobschedd.cli.bulk import Choice, filter_options, tell
 from jobschedd.cli.context import connect, connection_options, json_option, note, print_json
 from jobschedd.durations import parse_duration
 from jobschedd.errors import NoSuchJob, UsageError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from jobschedd.client import Client, Job
 
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+_some_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_NOT_ENDED = ("pending", "scheduled", "waiting", "dispatched", "running")
+_WENT_WRONG = ("failed", "timed_out", "lost")
 
 
 @click.command("wait", short_help="Wait for jobs, and exit as they did.")
@@ -63,15 +67,21 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> int:
 
 
 @click.command("cancel", short_help="Cancel jobs.")
-@_ids
+@_some_ids
+@filter_options
 @connection_options
-def cancel_command(ids: tuple[str, ...]) -> None:
+def cancel_command(ids: tuple[str, ...], **options: Any) -> None:
     """Cancel jobs: those that wait at once, those that run by TERM, and KILL after the node's grace.
 
-    A job that ended first stays as it ended; the exit code is then 1.
+    A job that ended first stays as it ended; the exit code is then 1. Without ids, everything is cancelled that has not
+    ended and matches all the options given; on a terminal, it asks before.
     """
+    choice, client = Choice(ids, options, _NOT_ENDED), connect()
+    if choice.by_filter:
+        _cancel_all(client, choice)
+        return
     code = 0
-    for answer in connect().cancel(ids):
+    for answer in client.cancel(ids):
         if answer.answer == "unknown":
             note(f"no job {answer.id}: it never was, or it ended and its record has expired")
         elif answer.answer == "ended":
@@ -84,12 +94,29 @@ def cancel_command(ids: tuple[str, ...]) -> None:
     sys.exit(code)
 
 
+def _cancel_all(client: Client, choice: Choice) -> None:
+    counts = {"cancelled": 0, "requested": 0, "ended": 0, "unknown": 0}
+    for chunk in choice.chunks(client):
+        for answer in client.cancel(job_id for job_id, _ in chunk):
+            counts[answer.answer] += 1
+    ended = counts["ended"] + counts["unknown"]
+    tell({"cancelled": counts["cancelled"], "cancel requested": counts["requested"], "had ended": ended})
+
+
 @click.command("retry", short_help="Run ended jobs once more.")
-@_ids
+@_some_ids
+@filter_options
 @connection_options
-def retry_command(ids: tuple[str, ...]) -> None:
-    """Run jobs that have ended once more, under the same ids and with fresh retry budgets."""
-    client, code = connect(), 0
+def retry_command(ids: tuple[str, ...], **options: Any) -> None:
+    """Run jobs that have ended once more, under the same ids and with fresh retry budgets.
+
+    Without ids, all that match the options given; where no --state is among them, those that failed, timed out, or were
+    lost. On a terminal, it asks before.
+    """
+    choice, client, code = Choice(ids, options, _WENT_WRONG), connect(), 0
+    if choice.by_filter:
+        tell({"pending": sum(len(client.retry_many(chunk)) for chunk in choice.chunks(client))})
+        return
     for job_id in ids:
         try:
             client.retry(job_id)

@@ -1,7 +1,8 @@
-"""``nodes``, ``channels``, ``drain`` and ``resume``."""
+"""``nodes``, ``channels``, ``drain``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -9,11 +10,16 @@ import click
 from jobschedd.cli.context import connect, connection_options, json_option, note, print_json_lines
 from jobschedd.cli.options import user
 from jobschedd.cli.render import moment, print_table
-from jobschedd.errors import UsageError
+from jobschedd.durations import parse_duration
+from jobschedd.errors import QueueFull, UsageError
 from jobschedd.submission import NAME
 
 if TYPE_CHECKING:
     from jobschedd.client import Client
+
+NOT_NOW = QueueFull.exit_code
+#: Seconds after a deadline that interrupted jobs have: TERM, the node's grace, KILL, the report.
+GRACE = 60.0
 
 
 @click.command("nodes", short_help="List the nodes.")
@@ -52,7 +58,7 @@ def channels_command(as_json: bool) -> None:
     """List the dispatch channels: one process each.
 
     \b
-    States: up; draining, drained (see 'jobsched drain'); lost (silent, its jobs are being taken back);
+    States: up; draining, drained, paused (see 'jobsched drain'); lost (silent, its jobs are being taken back);
     down (it left, or was given up).
     """
     client = connect()
@@ -83,26 +89,75 @@ def channels_command(as_json: bool) -> None:
 @click.command("drain", short_help="Send nothing new to a node or channel.")
 @click.argument("name", metavar="NAME")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who find it drained.")
+@click.option("--deadline", metavar="DURATION", help="How long what runs there may go on; see --then.")
+@click.option(
+    "--then",
+    type=click.Choice(["wait", "requeue", "kill"]),
+    default="wait",
+    show_default=True,
+    help="After the deadline: let it go on, run it elsewhere (interrupted, charged nothing), or cancel it.",
+)
+@click.option("--wait", "wait", is_flag=True, help="Return once nothing is left there; 75 if not by the deadline.")
 @connection_options
-def drain_command(name: str, reason: str) -> None:
-    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL. What runs there goes on."""
+def drain_command(name: str, reason: str, deadline: str | None, then: str, wait: bool) -> None:
+    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL. What runs there goes on.
+
+    With --wait the exit code says when it is empty: 0 then, 75 when something was still there at the deadline (with
+    --then requeue or kill: a minute later).
+    """
+    _check(name)
+    if then != "wait" and deadline is None:
+        raise UsageError(f"--then {then} needs a --deadline")
+    seconds = _duration("--deadline", deadline)
+    client = connect()
+    client.drain(name, reason, user(), seconds, then)
+    _warn_of_unknown(client, name, "drain")
+    if wait and not client.drained(name, _patience(seconds, then)):
+        left = sum(view.entries for view in client.channels() if name in (view.node, view.channel, view.name))
+        note(f"{name} is not empty: it has {left} job{'' if left == 1 else 's'}")
+        sys.exit(NOT_NOW)
+
+
+def _patience(deadline: float | None, then: str) -> float | None:
+    if deadline is None:
+        return None
+    return deadline if then == "wait" else deadline + GRACE
+
+
+@click.command("pause", short_help="Send nothing new to a node or channel for a while.")
+@click.argument("name", metavar="NAME")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for those who find it paused.")
+@connection_options
+def pause_command(name: str, reason: str) -> None:
+    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL, until 'jobsched resume NAME'."""
     _check(name)
     client = connect()
-    client.drain(name, reason, user())
-    if not any(name in (view.node, view.channel, view.name) for view in client.channels()):
-        note(f"warning: no node or channel named {name} has been seen; the drain holds once there is one")
+    client.pause(name, reason, user())
+    _warn_of_unknown(client, name, "pause")
 
 
-@click.command("resume", short_help="Take a drain back.")
+@click.command("resume", short_help="Take a drain or a pause back.")
 @click.argument("name", metavar="NAME")
 @connection_options
 def resume_command(name: str) -> None:
-    """Take back a drain of a node, a channel or NODE/CHANNEL."""
+    """Take back a drain or a pause of a node, a channel or NODE/CHANNEL."""
     _check(name)
     client = connect()
     if not client.resume(name):
         drained = ", ".join(sorted(client.inspect.drains())) or "nothing"
-        raise UsageError(f"{name} is not drained (drained: {drained})")
+        raise UsageError(f"{name} is not drained or paused (drained or paused: {drained})")
+
+
+def _warn_of_unknown(client: Client, name: str, what: str) -> None:
+    if not any(name in (view.node, view.channel, view.name) for view in client.channels()):
+        note(f"warning: no node or channel named {name} has been seen; the {what} holds once there is one")
+
+
+def _duration(option: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _tell_loss(client: Client) -> None:

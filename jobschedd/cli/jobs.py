@@ -37,7 +37,7 @@ _BATCH = 100
 @json_option
 @connection_options
 def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -> None:
-    """List jobs, newest first.
+    """List jobs, newest first. The reason is what a job waits for (see 'jobsched explain'), or why it ended so.
 
     \b
     States:   pending, scheduled, dispatched, running, done.
@@ -50,28 +50,32 @@ def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -
     views = client.inspect.jobs(states, outcomes, limit, name)
     placed = _placed(client.inspect, views)
     if as_json:
-        print_json_lines(view.json(place) for view, place in placed)
+        print_json_lines(view.json(place, reason=reason) for view, place, reason in placed)
     else:
-        headers = ("ID", "STATUS", "CAUSE", "EXIT", "WHERE", "TRY", "SUBMITTED", "TOOK", "NAME", "WHAT")
-        print_table(headers, (_row(view, place) for view, place in placed))
+        headers = ("ID", "STATUS", "REASON", "EXIT", "WHERE", "TRY", "SUBMITTED", "TOOK", "NAME", "WHAT")
+        print_table(headers, (_row(view, place, reason) for view, place, reason in placed))
 
 
-def _placed(inspect: Inspect, views: Iterable[JobView]) -> Iterator[tuple[JobView, Place | None]]:
-    source = iter(views)
+def _placed(inspect: Inspect, views: Iterable[JobView]) -> Iterator[tuple[JobView, Place | None, str]]:
+    """With where each one is, and the code of what it waits for."""
+    from jobschedd.client.facts import Fleet
+    from jobschedd.client.why import waiting_code
+
+    source, fleet = iter(views), Fleet(inspect)
     while batch := list(islice(source, _BATCH)):
         places = inspect.places(batch)
         for view in batch:
-            yield view, places.get(view.header.incarnation)
+            yield view, places.get(view.header.incarnation), waiting_code(fleet, view)
 
 
-def _row(view: JobView, place: Place | None) -> tuple[str, ...]:
+def _row(view: JobView, place: Place | None, reason: str) -> tuple[str, ...]:
     result = view.result
     node, channel = place or (result.node, result.channel)
     cause = "" if result.cause in SAME_WORD.get(view.outcome, ()) else result.cause
     return (
         view.id,
         view.status,
-        cause,
+        reason or cause,
         _exit(view),
         "/".join(filter(None, (node, channel))),
         str(view.header.attempt),
@@ -96,16 +100,16 @@ def show_command(job_id: str, as_json: bool) -> None:
     """Show everything about one job."""
     client = connect()
     job = client.job(job_id)
-    place = client.inspect.places([job.view]).get(job.view.header.incarnation)
+    ((view, place, reason),) = _placed(client.inspect, [job.view])
     if as_json:
-        print_json(job.view.json(place, output=True))
+        print_json(view.json(place, output=True, reason=reason))
         return
-    for name, value in _details(job.view, place):
+    for name, value in _details(view, place, reason):
         click.echo(f"{name + ':':<13}{value}")
-    _print_error(job.view)
+    _print_error(view)
 
 
-def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
+def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[str, str]]:
     header, spec, result = view.header, view.spec, view.result
     node, channel = place or (result.node, result.channel)
     yield "job", view.id + (f"  {safe(spec.name)}" if spec.name else "")
@@ -113,6 +117,8 @@ def _details(view: JobView, place: Place | None) -> Iterator[tuple[str, str]]:
     says_more = result.cause and result.cause not in SAME_WORD.get(view.outcome, ())
     cause = f" ({result.cause})" if says_more else ""
     yield "status", coloured(view.status) + safe(cause)
+    if reason:
+        yield "reason", f"{reason}; see: jobsched explain {view.id}"
     if result.exit_code is not None:
         yield "exit code", str(result.exit_code)
     if result.signal is not None:

@@ -62,6 +62,13 @@ _OPTIONS = (
         "--max-crashes", type=int, metavar="N", help="Give up after it took its channel down so often. [default: 2]"
     ),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
+    click.option(
+        "--key-scope",
+        type=click.Choice(["record", "running", "pending"]),
+        help="The key is free again once the job's record is gone, once it has ended, or once a channel has it. "
+        "[default: record]",
+    ),
+    click.option("--hold", is_flag=True, help="Keep it from being dispatched until 'jobsched release ID'."),
     click.option("--env", metavar="K=V", multiple=True, help="Set a variable (K alone: as it is here); repeatable."),
     click.option("--cwd", metavar="DIR", help="Working directory on the node. [default: the node's workdir]"),
     click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),
@@ -77,7 +84,7 @@ _SPOKEN = {
 }
 _NAMES = frozenset(
     "channel node group cpus memory gpus priority at retries retry_delay retry_on timeout expires "
-    "lost_after overlap max_crashes key env cwd name stdin shell kwargs".split()
+    "lost_after overlap max_crashes key key_scope env cwd name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

@@ -29,6 +29,7 @@ _COLOURS = {
     "up": "green",
     "draining": "yellow",
     "drained": "yellow",
+    "paused": "yellow",
     "degraded": "yellow",
     "down": "red",
 }

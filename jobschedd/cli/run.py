@@ -84,11 +84,8 @@ def _follow(client: Client, job: Job) -> int:
 
 
 def _say_what_it_waits_for(client: Client, job: Job) -> None:
-    from jobschedd.cli.explain import explanation
-
-    view = job.view
-    if view.status == "pending":
-        note(f"job {job.id}: {' '.join(explanation(client.inspect, view))}")
+    if job.view.status == "pending":
+        note(f"job {job.id}: {client.explain(job).sentence}")
 
 
 class _Interrupt:

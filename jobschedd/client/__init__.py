@@ -11,8 +11,9 @@ print(client.call("myapp.tasks:add", args=[1, 2]).wait().result)
 
 from __future__ import annotations
 
-from jobschedd.client.api import Cancelled, Client, Options
+from jobschedd.client.api import Cancelled, Changed, Client, Options
 from jobschedd.client.follow import Output
 from jobschedd.client.jobs import Job
+from jobschedd.client.why import Explanation
 
-__all__ = ["Cancelled", "Client", "Job", "Options", "Output"]
+__all__ = ["Cancelled", "Changed", "Client", "Explanation", "Job", "Options", "Output"]

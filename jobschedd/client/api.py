@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -11,17 +12,20 @@ from jobschedd.client.follow import Follower, Output
 from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
+from jobschedd.client.why import Explanation, explain
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
-from jobschedd.job import Outcome, State, Submission
+from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
 from jobschedd.limits import Rate, check_key, parse_limit
 from jobschedd.store.inspect import Inspect
-from jobschedd.store.moves import CancelAnswer, RetryAnswer
+from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
 from jobschedd.submission import submission
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
+#: Seconds between two looks at whether a drained channel is empty.
+_LOOK_AGAIN = 0.2
 #: Milliseconds that the record of a cancelled job is kept.
 KEEP_CANCELLED = 7 * 86_400_000
 
@@ -53,6 +57,7 @@ class Options(TypedDict, total=False):
     stdin: str | bytes
     submitter: str
     key: str  # idempotency key: the same key gives the same job
+    key_scope: str  # for how long: record (as long as it has one), running (until it ends), pending (until dispatched)
     follow: bool  # live output from the start
     avoid_failed: bool  # a retry goes to another node than the one where it failed, where there is one
     group: str  # who shares the fleet with whom
@@ -62,6 +67,7 @@ class Options(TypedDict, total=False):
     resources: Sequence[str] | Mapping[str, int | str]  # other names: "license=1"
     limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
     rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
+    hold: bool  # not dispatched before it is released
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -72,6 +78,13 @@ class Cancelled(NamedTuple):
     id: str
     answer: str
     outcome: str | None  # of a job that had ended before
+
+
+class Changed(NamedTuple):
+    """What became of a wish: ``done``, ``not_waiting`` (a channel has it; not held), ``ended`` or ``unknown``."""
+
+    id: str
+    answer: str
 
 
 class Client:
@@ -230,6 +243,11 @@ class Client:
             raise no_such_job(job_id)
         return view
 
+    def explain(self, job: AnyJob) -> Explanation:
+        """Why a job is where it is: a stable ``reason`` code and one ``sentence``. Raises UsageError for no id."""
+        job_id = checked_id(job)
+        return self.session.patiently(lambda: explain(self.inspect, job_id, self.session.inspect.job(job_id)))
+
     def jobs(self, *statuses: str, limit: int = 0, name: str = "") -> Iterator[Job]:
         """Jobs in any of these states or with any of these outcomes (none given: all), newest first.
 
@@ -251,6 +269,69 @@ class Client:
             answers += [_cancelled(job_id, *reply) for job_id, reply in zip(part, replies, strict=True)]
         return answers
 
+    def matching(
+        self,
+        *statuses: str,
+        name: str = "",
+        node: str = "",
+        channel: str = "",
+        group: str = "",
+        labels: Sequence[str] = (),
+    ) -> Iterator[list[tuple[str, int]]]:
+        """Jobs in any of these states or with any of these outcomes that match everything given, as the server finds
+        them: chunks of (id, milliseconds since the epoch at which its state began). They may be changed meanwhile.
+
+        ``name``: a shell-style pattern. ``node``, ``channel`` match where a job asked for them, and where it is or was.
+        Raises UsageError for an unknown word.
+        """
+        states, outcomes = statuses_of(statuses)
+        if not statuses:
+            states = set(State)
+        return self.inspect.matching(
+            states, outcomes, name=name, node=node, channel=channel, group=group, labels=labels
+        )
+
+    def hold(self, jobs: AnyJob | Iterable[AnyJob], reason: str = "", by: str = "") -> list[Changed]:
+        """Keep jobs that wait from being dispatched, until they are released. They may expire, or be cancelled."""
+        return self._change(jobs, lambda ids: self.session.moves.hold(ids, reason, by))
+
+    def release(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Changed]:
+        """Let held jobs go on."""
+        return self._change(jobs, lambda ids: self.session.moves.release(ids))
+
+    def prioritise(self, jobs: AnyJob | Iterable[AnyJob], priority: int) -> list[Changed]:
+        """Give jobs that wait another priority, -100 to 100. Raises UsageError."""
+        if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+            raise UsageError(
+                f"{priority} is no priority: it is a number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}"
+            )
+        return self._change(jobs, lambda ids: self.session.moves.prioritise(ids, priority))
+
+    def _change(self, jobs: AnyJob | Iterable[AnyJob], move: Callable[[list[str]], list[HoldAnswer]]) -> list[Changed]:
+        some = [jobs] if isinstance(jobs, str | int | Job) else jobs
+        ids = [checked_id(job) for job in some]
+        changed: list[Changed] = []
+        for start in range(0, len(ids), CHUNK):
+            part = ids[start : start + CHUNK]
+            answers = self.session.patiently(lambda part=part: move(part))  # type: ignore[misc]
+            changed += [Changed(job_id, answer.name.lower()) for job_id, answer in zip(part, answers, strict=True)]
+        return changed
+
+    def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
+        """Run ended jobs once more, as ``retry``: (id, when it ended in ms), as ``matching`` gives them.
+
+        The ids of those that are pending now; the others had not ended, or ended anew since.
+        """
+        again: list[str] = []
+        for start in range(0, len(ends), CHUNK):
+            part = ends[start : start + CHUNK]
+            ids, times = [job_id for job_id, _ in part], [ended for _, ended in part]
+            answers = self.session.patiently(
+                lambda ids=ids, times=times: self.session.moves.retry(ids, times)  # type: ignore[misc]
+            )
+            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == RetryAnswer.PENDING]
+        return again
+
     def retry(self, job: AnyJob) -> Job:
         """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
         job_id = checked_id(job)
@@ -260,6 +341,8 @@ class Client:
         # Of this very end: when the answer to a first call was lost, the second changes nothing.
         ended = view.header.since
         (answer,) = self.session.patiently(lambda: self.session.moves.retry([job_id], [ended]))
+        if answer == RetryAnswer.KEY_TAKEN:
+            raise UsageError(f"job {job_id}: another job has its key {view.spec.key!r} now")
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
         return Job(self, job_id)
@@ -274,12 +357,48 @@ class Client:
         """Every node that is or was."""
         return self.session.patiently(self.inspect.nodes)
 
-    def drain(self, name: str, reason: str = "", by: str = "") -> None:
-        """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed."""
-        self.session.patiently(lambda: self.session.moves.drain(name, reason, by))
+    def drain(
+        self, name: str, reason: str = "", by: str = "", deadline: float | str | None = None, then: str = "wait"
+    ) -> None:
+        """Send nothing new to a node, a channel or NODE/CHANNEL, until it is resumed. What runs there goes on.
+
+        ``deadline``: for so long (seconds, or text like ``5m``); then, by ``then``: it goes on all the same (``wait``),
+        it is interrupted, charged nothing, and runs elsewhere (``requeue``), or it is cancelled (``kill``).
+        Raises UsageError.
+        """
+        if then not in ("wait", "requeue", "kill"):
+            raise UsageError(f"{then!r} is none of wait, requeue, kill")
+        within = _seconds("deadline", deadline)
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by, within, then))
+
+    def pause(self, name: str, reason: str = "", by: str = "") -> None:
+        """The same for a while: nothing new, until it is resumed, and nobody waits for it to become empty."""
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by, pause=True))
+
+    def drained(self, name: str, timeout: float | None = None) -> bool:
+        """Wait until nothing is left on a drained node or channel; False when it is not after ``timeout`` seconds.
+
+        Raises UsageError where it is not drained, or is resumed meanwhile.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.session.patiently(lambda: self._is_empty(name)):
+            if until is not None and time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_AGAIN)
+        return True
+
+    def _is_empty(self, name: str) -> bool:
+        drain = self.inspect.drains().get(name)
+        if drain is None:
+            raise UsageError(f"{name} is not drained")
+        # Before a leader has heard of it, it may send one more.
+        heard = bool(drain.get("heard")) or self.inspect.leader() is None
+        return heard and not any(
+            view.entries for view in self.inspect.channels() if name in (view.node, view.channel, view.name)
+        )
 
     def resume(self, name: str) -> bool:
-        """Take a drain back; whether there was one."""
+        """Take a drain or a pause back; whether there was one."""
         return self.session.patiently(lambda: self.session.moves.resume(name))
 
     def set_limit(self, key: str, limit: int | str) -> None:
@@ -320,6 +439,13 @@ def durable_wish(durable: bool | int, within: float | str) -> Durable | None:
     if not durable:
         return None
     return Durable(0 if durable is True else durable, max(0.001, min(seconds, 86_400.0)))
+
+
+def _seconds(field: str, value: float | str | None) -> float | None:
+    try:
+        return parse_duration(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"{field}: {error}") from None
 
 
 def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:

@@ -12,8 +12,9 @@ from jobschedd.store.durability import Durability
 from jobschedd.store.views import JobView
 
 if TYPE_CHECKING:
-    from jobschedd.client.api import Cancelled, Client
+    from jobschedd.client.api import Cancelled, Changed, Client
     from jobschedd.client.follow import Output
+    from jobschedd.client.why import Explanation
 
 _ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
 
@@ -69,6 +70,18 @@ class Job:
     def cancel(self) -> Cancelled:
         """Ask for the end of the job."""
         return self._client.cancel([self])[0]
+
+    def explain(self) -> Explanation:
+        """Why it is where it is, and what would let it go on."""
+        return self._client.explain(self)
+
+    def hold(self, reason: str = "") -> Changed:
+        """Keep it from being dispatched, while it waits."""
+        return self._client.hold([self], reason)[0]
+
+    def release(self) -> Changed:
+        """Let it go on."""
+        return self._client.release([self])[0]
 
     @property
     def view(self) -> JobView:

@@ -11,6 +11,7 @@ import msgspec
 
 from jobschedd.config.values import (
     Argv,
+    Budget,
     Count,
     Derived,
     Duration,
@@ -73,6 +74,15 @@ class Keep(Struct, frozen=True, kw_only=True):
     failed: Duration = 7 * 86400.0
 
 
+class Budgets(Struct, frozen=True, kw_only=True):
+    """Bytes in Redis, or shares of its maxmemory (up to 1; without a maxmemory there is no such budget)."""
+
+    pending: Budget = 0.5  # of jobs that wait; then submits are refused
+    finished: Budget = 0.3  # of records of jobs that have ended; then those submitted first are forgotten
+    output: Budget = 0.1  # of live output; then nobody new may follow
+    reserve: Budget = 0.1  # what is left free for results: beyond, submits are refused
+
+
 class MasterConfig(Struct, frozen=True, kw_only=True):
     """What the dispatcher and the collector go by."""
 
@@ -80,6 +90,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     channels: Names = ()
     history: FilePath = ""  # "" until load() puts <state_dir>/history.db there
     keep: Keep = Keep()
+    budgets: Budgets = Budgets()
     result_timeout: PositiveDuration = 3600.0
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024

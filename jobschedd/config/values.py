@@ -258,6 +258,19 @@ def size(value: object) -> int:
     return int(amount)
 
 
+def budget(value: object) -> float:
+    """Bytes, or (up to 1) a share of what Redis may use at most."""
+    if not isinstance(value, str) or not value.strip().endswith("%"):
+        return float(size(value))
+    try:
+        share = float(value.strip()[:-1]) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"{shown(value)} is no share; write 0% to 100% (of maxmemory), or a size such as 2GiB")
+    return share
+
+
 def umask(value: object) -> int:
     """A file mode mask, written as octal text."""
     if not isinstance(value, str):
@@ -414,6 +427,7 @@ LimitTable = Annotated[dict[str, str], ReadEntries(limit)]
 Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]
 Size = Annotated[int, Read(size)]
+Budget = Annotated[float, Read(budget)]
 Slots = Annotated[int, Read(lambda value: whole(value, 1, MOST_SLOTS))]
 Count = Annotated[int, Read(lambda value: whole(value, 1, 10**9))]
 Umask = Annotated[int, Read(umask)]

@@ -16,13 +16,14 @@ from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
 from jobschedd.master.bounds import PLACE, USED, Bounds
+from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
 from jobschedd.master.placement import ChannelView, Demand, Placement, Share
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
-from jobschedd.store.survey import ChannelInfo, Survey
+from jobschedd.store.survey import ChannelInfo, Drain, Survey
 
 log = get_logger(__name__)
 
@@ -78,12 +79,14 @@ class Dispatcher:
         guard: Guard | None = None,
         limits: Mapping[str, str] | None = None,
         ageing: float | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         self._ageing = ageing
         self._aged: dict[tuple[int, int], int] = {}  # steps that pending lists have gained by waiting
         self._configured_limits = dict(limits or {})
         self._bounds = Bounds()
         self._guard = guard
+        self._budgets = budgets
         self._check = check
         self._moves = moves
         self._survey = survey
@@ -99,7 +102,7 @@ class Dispatcher:
         self._channels: dict[str, ChannelView] = {}
         self._full_nodes: set[str] = set()  # nodes with a channel that a limit closes
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
-        self._drained: frozenset[str] = frozenset()
+        self._drained: dict[str, Drain] = {}
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
@@ -110,9 +113,11 @@ class Dispatcher:
         self._cadences = [
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
+            Cadence(reap_scan, self._keep_deadlines),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(CHECK_EVERY, self._check),
+            Cadence(LOOK_EVERY, self._look_after_memory),
         ]
         if ageing:
             self._cadences.append(Cadence(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages))
@@ -236,6 +241,7 @@ class Dispatcher:
         self._channels = views
         self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
         self._open_and_close()
+        self._acknowledge_drains()
         self._due_at = 0.0
         self._see_ages()
         self._surveyed = True
@@ -288,6 +294,7 @@ class Dispatcher:
             case ["d"]:
                 self._drained = self._survey.drains()
                 self._open_and_close()
+                self._acknowledge_drains()
             case _:
                 log.warning("the bell rang something unknown", heard=":".join(message)[:80])
 
@@ -332,8 +339,16 @@ class Dispatcher:
 
     def _open_and_close(self) -> None:
         for view in self._channels.values():
-            names = {view.node, view.name, f"{view.node}/{view.name}"}
-            view.open = view.window >= 0 and not names & self._drained and view.node != ""
+            view.open = view.window >= 0 and not self._drains_of(view) and view.node != ""
+
+    def _drains_of(self, view: ChannelView) -> list[Drain]:
+        names = (view.node, view.name, f"{view.node}/{view.name}")
+        return [self._drained[name] for name in names if name in self._drained]
+
+    def _acknowledge_drains(self) -> None:
+        """From now on nothing new goes there: whoever waits until a node is empty may believe what he sees."""
+        if unheard := [name for name, drain in self._drained.items() if not drain.heard]:
+            self._moves.hear_drains(self._leadership.fence, unheard)
 
     # -- duties with a cadence --------------------------------------------------------------------------------
 
@@ -358,6 +373,24 @@ class Dispatcher:
 
     def _repeat_hints(self) -> None:
         self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+
+    def _look_after_memory(self) -> None:
+        if self._budgets is not None:
+            self._budgets.look(self._leadership.fence)
+
+    def _keep_deadlines(self) -> None:
+        """Drains whose time is over: what still runs there is asked to end, again and again until it has."""
+        for view in self._channels.values():
+            for drain in self._drains_of(view) if view.entries else ():
+                if drain.deadline is not None and drain.then != "wait":
+                    self._interrupt(view, drain.deadline, drain.then)
+
+    def _interrupt(self, view: ChannelView, deadline: float, then: str) -> None:
+        fence, deadline_ms = self._leadership.fence, round(deadline * 1000)
+        asked = self._moves.interrupt(fence, view.incarnation, deadline_ms, then, JOBS_PER_CALL)
+        if asked:
+            failpoint("dispatcher.interrupt.after")
+            log.info("drain: time is over", channel=f"{view.node}/{view.name}", then=then, jobs=asked)
 
     def _reap(self) -> None:
         """Look for incarnations whose lease is gone."""

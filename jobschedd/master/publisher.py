@@ -74,8 +74,7 @@ class Publisher(Dispatcher):
         super()._open_and_close()
         for wire in self._wires.values():
             self._learn_servers(wire)
-            names = {wire.name, wire.node, f"{wire.node}/{wire.name}"}
-            wire.open = not names & self._drained
+            wire.open = not self._drains_of(wire)
 
     def _learn_servers(self, wire: Wire) -> None:
         """Who of ours serves this name. Several get every message, so that only what they share can be promised."""

@@ -166,7 +166,9 @@ class Channel:
         self._level = RUN
         self._drain_until = 0.0
         self._gone = False
-        self._loop.watch(supervision.fileno(), self._nothing)
+        self._called = False
+        self._heed_due = 0.0
+        self._loop.watch(supervision.fileno(), self._call)
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -176,15 +178,12 @@ class Channel:
         self._supervision.ready(self._status())
         while not self._finished():
             self._loop.run_once(self._patience())
-            self._obey()
+            self._heed_supervisor()
             self._keep_results()
             self._connect_if_due()
             self._start_jobs()
             self._look_after_jobs()
-            self._guarded(self._renew_lease)
-            self._guarded(self._send_reports)
-            self._guarded(self._notice_silence)
-            self._supervision.beat(self._status())
+            self._talk_to_redis()
         self._close()
         return 0
 
@@ -201,6 +200,16 @@ class Channel:
             due.append(self._reported_at + GATHER)
         return max(0.0, min(IDLE, min(due) - now))
 
+    def _talk_to_redis(self) -> None:
+        if self._store is None:
+            return
+        try:
+            self._renew_lease()
+            self._send_reports()
+            self._notice_silence()
+        except (StoreUnavailable, StoreRefused) as error:
+            self._disconnect(error)
+
     def _guarded(self, step: Callable[[], None]) -> None:
         """A step that talks to Redis: when that fails, jobs go on and we connect anew."""
         if self._store is None:
@@ -215,8 +224,20 @@ class Channel:
         state = "draining" if self._level else "ready" if self._store else away
         return f"{state}: {self._executor.slots_in_use()} of {self.settings.slots} slots busy"
 
+    def _heed_supervisor(self) -> None:
+        """At once when it wants something, else now and then: most turns of the loop are about one short job."""
+        now = self._clock.boottime()
+        if not self._called and now < self._heed_due:
+            return
+        self._called, self._heed_due = False, now + TICK
+        self._obey()
+        self._supervision.beat(self._status())
+
+    def _call(self) -> None:
+        self._called = True
+
     def _nothing(self) -> None:
-        """The supervisor wants something: ``_obey`` asks what."""
+        """To be woken is enough."""
 
     # -- connection -------------------------------------------------------------------------------------------
 
@@ -503,6 +524,8 @@ class Channel:
         if hint.what == "cancel":
             # After a reconnect old hints are read again; the job may have been retried by a user since.
             self._executor.cancel(hint.job, hint.attempt)
+        elif hint.what == "interrupt":
+            self._executor.interrupt(hint.job, hint.attempt)
         else:
             self._live.follow(hint.job, hint.attempt)
 
@@ -565,7 +588,11 @@ class Channel:
         self._job_log.flush()
 
     def _keep_result(self, order: Order, result: Result) -> None:
-        whole = msgspec.structs.replace(result, node=self.settings.node, channel=self.settings.name)
+        node, channel = self.settings.node, self.settings.name
+        if (result.node, result.channel) == (node, channel):
+            whole = result
+        else:  # of a job that never came to run
+            whole = msgspec.structs.replace(result, node=node, channel=channel)
         packed_result = self._packed(whole)
         self._announced.discard(order.entry)
         self._job_log.ended(order, whole)
@@ -639,11 +666,11 @@ class Channel:
 
     def _send_reports(self) -> None:
         """One call in flight; whatever comes up meanwhile goes with the next, so that load makes the batches."""
-        if self._reporting is not None:
+        if self._reporting is not None or self._may_gather():
             return
         window = self._current_window()
         changed = window if window != self._said_window else None
-        if (not self._outgoing and changed is None) or self._may_gather():
+        if not self._outgoing and changed is None:
             return
         self._reported_at = self._clock.boottime()
         count = _within(MOST_BYTES, self._outgoing)

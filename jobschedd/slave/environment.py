@@ -17,6 +17,11 @@ OWN_PREFIX: Final = "JOBSCHED_"
 
 def node_environment(settings: ExecutionSettings) -> dict[str, str]:
     """What every job on this node gets: the basic names, then what the node's configuration adds or changes."""
+    return dict(_node_environment(settings))
+
+
+@functools.lru_cache(maxsize=4)
+def _node_environment(settings: ExecutionSettings) -> dict[str, str]:
     return {**_account(os.geteuid()), "PATH": PATH, "LANG": os.environ.get("LANG", "C.UTF-8"), **settings.env}
 
 

@@ -164,6 +164,12 @@ class Executor:
             return False
         return self.stop(job, Outcome.CANCELLED, Cause.CANCELLED)
 
+    def interrupt(self, job: str, attempt: int) -> None:
+        """End what runs, so that it can run elsewhere. What has not started is given back by itself."""
+        for running in self.running():
+            if (running.order.job, running.order.attempt) == (job, attempt):
+                self.stop(job, Outcome.FAILED, Cause.DRAIN)
+
     def stop(self, job: str, outcome: Outcome, cause: Cause) -> bool:
         """TERM, grace, KILL; False when the job is not here."""
         for number, (order, _) in enumerate(self._held):
@@ -224,7 +230,10 @@ class Executor:
 
     def _slot_for(self, order: Order) -> int | None:
         if order.spec.function is None:
-            return next((slot for slot in self._slots if self._is_free(slot)), None)
+            for slot in self._slots:
+                if self._is_free(slot):
+                    return slot
+            return None
         open_slots = [slot for slot in self._slots if slot not in self._commands and self._in_flight(slot) < self.depth]
         return min(open_slots, key=lambda slot: (self._in_flight(slot), slot not in self._runners), default=None)
 

@@ -30,6 +30,8 @@ from jobschedd.slave.settings import ExecutionSettings
 __all__ = ["CommandRun", "OutputListener", "StartFailed", "inherit_nothing"]
 
 SHELL: Final = "/bin/sh"
+#: Seconds until somebody listens to a job's output: what is over by then is read once, at its end.
+OUTPUT_PATIENCE: Final = 0.002
 #: Seconds that something may hold a job's output open after its end, before we stop listening.
 DRAIN_PATIENCE: Final = 2.0
 #: Seconds after KILL until we believe that something cannot be killed.
@@ -88,6 +90,7 @@ class CommandRun:
         self._tree: Tree
         self._streams: tuple[Stream, ...] = ()
         self._timeout: Timer | None = None
+        self._not_heard: Timer  # until its output is watched
         self._stopping: tuple[Outcome, Cause] | None = None
         self._patience: Timer | None = None  # until the KILL that follows a TERM, then until we give up
         self._pause = FIRST_PAUSE
@@ -177,10 +180,13 @@ class CommandRun:
         self._tree.outputs = self._streams
         self._phase = _Phase.RUNNING
         loop.watch(self._pidfd, self._main_ended)
-        for stream in self._streams:
-            stream.watch()
+        self._not_heard = loop.call_later(OUTPUT_PATIENCE, self._watch_output)
         if self.order.spec.timeout > 0:
             self._timeout = loop.call_at(self.started_boot + self.order.spec.timeout, self._time_out)
+
+    def _watch_output(self) -> None:
+        for stream in self._streams:
+            stream.watch()
 
     def _undo(self) -> None:
         self._tree.over = True
@@ -229,6 +235,7 @@ class CommandRun:
                 self._drain()
         elif _has_ended(self.pid):
             self._unwatch_main()
+            self._watch_output()
             self._phase = _Phase.CLEARING
             if not self._stopping:
                 self._kill()
@@ -266,6 +273,7 @@ class CommandRun:
         self._phase = _Phase.DRAINING
 
     def _unwatch_main(self) -> None:
+        self._not_heard.cancel()
         if self._timeout is not None:
             self._timeout.cancel()
         if self._pidfd >= 0:

@@ -254,8 +254,9 @@ class Household:
         if self._children < 0:
             return [str(pid).encode() for pid in children_by_scan(os.getpid())]
         # Only we can take a child out of this list, by reaping it: so what we read is complete.
-        text = os.pread(self._children, 4096, 0)
-        while part := os.pread(self._children, 4096, len(text)):
+        text = part = os.pread(self._children, 4096, 0)
+        while len(part) > 2048:  # a shorter piece is the last: it only ends early by less than one number
+            part = os.pread(self._children, 4096, len(text))
             text += part
         return text.split()
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExecutionSettings:
-    """Times in seconds, sizes in bytes."""
+    """Times in seconds, sizes in bytes. Each is equal to itself only."""
 
     node: str
     channel: str

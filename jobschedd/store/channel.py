@@ -40,7 +40,7 @@ class OrderEntry:
 
 @dataclass(frozen=True)
 class Hint:
-    """Something said about a job on the control stream: ``cancel`` or ``follow``."""
+    """Something said about a job on the control stream: ``cancel``, ``interrupt`` or ``follow``."""
 
     what: str
     job: str
@@ -335,6 +335,6 @@ def _hints(fields: dict[bytes, bytes]) -> list[Hint]:
     attempt = fields.get(b"attempt", b"")
     return [
         Hint(what.decode(), fields[what].decode(errors="replace"), int(attempt) if attempt.isdigit() else 0)
-        for what in (b"cancel", b"follow")
+        for what in (b"cancel", b"follow", b"interrupt")
         if what in fields
     ]

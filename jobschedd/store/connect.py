@@ -35,6 +35,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnect
 
 from jobschedd.config import RedisConfig
 from jobschedd.errors import DataLost, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
+from jobschedd.store.direct import Direct
 
 #: Seconds that a command may take before the connection counts as dead.
 COMMAND_TIMEOUT = 3.0
@@ -67,7 +68,7 @@ _REFUSED = (
 )
 
 
-def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT) -> redis.Redis:
+def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT) -> Direct:
     """A client named ``name`` (shown by CLIENT LIST). It connects at its first command. ``timeout`` in seconds."""
     options: dict[str, Any] = {
         "credential_provider": _Login(config) if _has_login(config) else None,
@@ -93,15 +94,17 @@ def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT)
         }
     if parts.scheme == "sentinel":
         return _by_sentinel(config, options)
-    return redis.Redis.from_url(config.url, **{key: value for key, value in options.items() if value is not None})
+    made: Any = Direct.from_url(config.url, **{key: value for key, value in options.items() if value is not None})
+    client: Direct = made
+    return client
 
 
-def blocking(config: RedisConfig, name: str, block: float) -> redis.Redis:
+def blocking(config: RedisConfig, name: str, block: float) -> Direct:
     """A client for reads that block ``block`` seconds on the server: a connection of its own, patient enough."""
     return connect(config, name, timeout=block + BLOCK_MARGIN)
 
 
-def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> redis.Redis:
+def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> Direct:
     parts = urlsplit(config.url)
     hosts = parts.netloc.rpartition("@")[2].split(",")
     service, _, database = parts.path.strip("/").partition("/")
@@ -109,7 +112,7 @@ def _by_sentinel(config: RedisConfig, options: dict[str, Any]) -> redis.Redis:
     patience = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     sentinel: Any = Sentinel(addresses, sentinel_kwargs=patience)  # type: ignore[no-untyped-call]
     how = {"db": int(database or 0), "connection_class": _ToTheMaster, **options}
-    master: redis.Redis = sentinel.master_for(service or "mymaster", **how)
+    master: Direct = sentinel.master_for(service or "mymaster", redis_class=Direct, **how)
     return master
 
 
@@ -194,6 +197,8 @@ def translate(error: RedisError) -> Exception:
         return NotTheLeader("another master holds the lead")
     if "DATALOST" in text:
         return DataLost(text.partition("DATALOST ")[2])
+    if "QUEUEFULL" in text:
+        return QueueFull(text.partition("QUEUEFULL ")[2])
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
         return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(

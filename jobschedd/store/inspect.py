@@ -17,7 +17,7 @@ import msgspec
 import redis
 
 from jobschedd.errors import ProtocolError
-from jobschedd.job import Outcome, State, Target
+from jobschedd.job import HEADER_SIZE, Outcome, State, Target, decode_header
 from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
@@ -31,6 +31,9 @@ _SCAN = 2000
 _WALK = 100_000
 #: Records fetched at once: each may hold its output.
 _FETCH = 50
+
+#: Records that one call of the filter script looks into.
+_FILTERED = 500
 
 _ACTIVE = frozenset({State.DISPATCHED, State.RUNNING})
 
@@ -77,6 +80,52 @@ class Inspect:
             found = (view for view in found if select(view))
         return islice(found, limit or None)
 
+    def matching(
+        self,
+        states: Collection[State],
+        outcomes: Collection[Outcome] = (),
+        *,
+        name: str = "",
+        node: str = "",
+        channel: str = "",
+        group: str = "",
+        labels: Collection[str] = (),
+    ) -> Iterator[list[tuple[str, int]]]:
+        """(id, since when it is in its state) of the jobs that match everything given, in chunks, newest first.
+
+        ``name``: a shell-style pattern. A node or channel matches where it was asked for, and where the job is or was.
+        The jobs may be changed between two chunks.
+        """
+        places = b"".join(self._incarnations_of(node, channel)) if node or channel else b""
+        wanted = (_word(State, states), _word(Outcome, outcomes), node, channel, group, places)
+        ids: Iterable[str] = self._ids(states, outcomes)
+        if State.SCHEDULED in states:
+            ids = list(ids)  # paged by rank, which changes when some of them go
+        source = iter(ids)
+        while batch := list(islice(source, _FILTERED)):
+            with translated():
+                asked = (msgspec.json.encode(list(labels)), "1" if name else "0")
+                flat = script("filter").call(self.client, self.keys, *wanted, *asked, *batch)
+            found = [
+                (_text(flat[at]), int(flat[at + 1]))
+                for at in range(0, len(flat), 3)
+                if not name or fnmatchcase(_text(flat[at + 2]), name)
+            ]
+            if found:
+                yield found
+
+    def _incarnations_of(self, node: str, channel: str) -> list[bytes]:
+        return [
+            bytes.fromhex(view.incarnation)
+            for view in self.channels()
+            if view.incarnation and node in ("", view.node) and channel in ("", view.channel)
+        ]
+
+    def held(self, job_id: str) -> dict[str, Any]:
+        """Why, by whom and since when a user holds a job."""
+        with translated():
+            return _description(self.client.hget(self.keys.held, job_id))
+
     def _views(self, ids: Iterable[str], states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[JobView]:
         everything = not states and not outcomes
         source = iter(ids)
@@ -104,6 +153,7 @@ class Inspect:
             sources.append(self._active_ids())
         if State.PENDING in waiting:
             sources.append(self._pending_ids())
+            sources.append(self._held_ids())
         return _distinct(heapq.merge(*sources, key=int, reverse=True))
 
     def _walk(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
@@ -163,6 +213,11 @@ class Inspect:
         # A list is nearly in order: only what came back stands in front of younger ones.
         return heapq.merge(*lists, key=int, reverse=True)
 
+    def _held_ids(self) -> list[str]:
+        """Those that users hold: they may stand in no list."""
+        with translated():
+            return sorted((_text(job_id) for job_id in self.client.hkeys(self.keys.held)), key=int, reverse=True)
+
     def _list_backwards(self, key: str) -> Iterator[str]:
         end = -1
         while True:
@@ -186,6 +241,48 @@ class Inspect:
             for name, about in described.items()
             if about
         }
+
+    def newest_id(self) -> int:
+        """The last id that was given out."""
+        with translated():
+            return int(self.client.get(self.keys.next_id) or 0)
+
+    def ahead_of(self, view: JobView) -> tuple[int, bool]:
+        """(how many wait before a pending job in its own list, whether that is exact and not with ids gone since)."""
+        header = view.header
+        key = self.keys.pending_list(header.job_class, header.priority)
+        with translated():
+            place = self.client.lpos(key, view.id)
+            if place is None or place > _SCAN:
+                return place or 0, place is None
+            ahead = [_text(job_id) for job_id in self.client.lrange(key, 0, place - 1)] if place else []
+        return sum(1 for _ in self._waiting_in(ahead, header.job_class, header.priority)), True
+
+    def _waiting_in(self, ids: list[str], job_class: int, priority: int) -> Iterator[str]:
+        """Those that wait in the list of this class and priority: others have left a mere id there."""
+        with translated():
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.getrange(self.keys.job(job_id), 0, HEADER_SIZE - 1)
+            heads = pipeline.execute() if ids else []
+        for job_id, head in zip(ids, heads, strict=True):
+            try:
+                header = decode_header(head)
+            except ProtocolError:
+                continue
+            if header.state == State.PENDING and (header.job_class, header.priority) == (job_class, priority):
+                yield job_id
+
+    def some_entries(self, incarnations: Sequence[str], most: int) -> list[str]:
+        """Ids of jobs that these channels have, at most one more than ``most``."""
+        ids: list[str] = []
+        for incarnation in incarnations:
+            if len(ids) > most:
+                break
+            with translated():
+                entries = self.client.xrange(self.keys.dispatch(incarnation), count=most + 1)
+            ids += [_text(fields[b"job"]) for _, fields in entries if fields and b"job" in fields]
+        return ids[: most + 1]
 
     # -- the fleet --------------------------------------------------------------------------------------------
 
@@ -265,7 +362,7 @@ class Inspect:
         return by_node(self.channels())
 
     def drains(self) -> dict[str, dict[str, Any]]:
-        """What is drained: node, channel or node/channel -> reason, since, by."""
+        """What is drained: node, channel or node/channel -> reason, since, by; deadline, then, pause, heard."""
         with translated():
             found = self.client.hgetall(self.keys.drains)
         return {_text(name): _description(data) or {} for name, data in found.items()}
@@ -315,7 +412,8 @@ class Inspect:
             pipeline.scard(self.keys.cancelling)
             pipeline.xlen(self.keys.dead)
             pipeline.smembers(self.keys.pending)
-            newest, scheduled, uncollected, cancelling, dead, lists = pipeline.execute()
+            pipeline.hlen(self.keys.held)
+            newest, scheduled, uncollected, cancelling, dead, lists, held = pipeline.execute()
         active = sum(entries for _, entries in self._leases(incarnations).values())
         with translated():
             for channel in self.client.smembers(self.keys.sent_channels):
@@ -328,6 +426,7 @@ class Inspect:
             uncollected=uncollected,
             cancelling=cancelling,
             dead_letters=dead,
+            held=held,
         )
 
     # -- limits -----------------------------------------------------------------------------------------------
@@ -375,9 +474,9 @@ class Inspect:
             return len(within), 0.0
         return len(within), max(0, within[len(within) - rate.count] + rate.ms - now) / 1000
 
-    def class_of(self, number: int) -> Target | None:
-        """What a class asks for; None for one that was forgotten."""
-        return Survey(self.client, self.keys).classes().get(number)
+    def classes(self) -> dict[int, Target]:
+        """What each class of jobs asks for, by number."""
+        return Survey(self.client, self.keys).classes()
 
     def pending_by_class(self) -> dict[tuple[Target, int], int]:
         """How many wait, by (where they may run, priority)."""
@@ -476,10 +575,12 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def _drain(node: str, channel: str, drains: dict[str, dict[str, Any]]) -> str | None:
-    for name in (f"{node}/{channel}", node, channel):
-        if name in drains:
-            return str(drains[name].get("reason") or "")
-    return None
+    found = _drains_of(node, channel, drains)
+    return str(found[0].get("reason") or "") if found else None
+
+
+def _drains_of(node: str, channel: str, drains: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [drains[name] for name in (f"{node}/{channel}", node, channel) if name in drains]
 
 
 def _channel(
@@ -496,7 +597,8 @@ def _channel(
     elif reason is None:
         state = "up"
     else:
-        state = "draining" if entries else "drained"
+        paused = all(drain.get("pause") for drain in _drains_of(node, channel, drains))
+        state = "paused" if paused else "draining" if entries else "drained"
     return ChannelView(
         node=node,
         channel=channel,

@@ -20,7 +20,7 @@ next-id           string  counter of job ids                                    
 next-client       string  counter of waiting clients                                    for ever
 job:<id>          string  a record: header, spec, result (see jobschedd/job.py)         until retention ends
 operation:<c>     string  last submit of client c and its answer, for a lost reply      1 hour
-once:<key>        string  id of the job submitted under this idempotency key            as its job
+once:<key>        string  id of the job submitted under this idempotency key            as its key_scope says
 classes           hash    class text -> number (see job.Target)                         until unused, where many
 next-class        string  the number of the newest class                                for ever
 limits            hash    limits that an operator set: key, or ``rate <key>``           until removed
@@ -35,6 +35,10 @@ pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone else
 scheduled         zset    id by due time                                                while not empty
 expiring          zset    id by expiry time                                             while not empty
 cancelling        set     ids with an open request to cancel                            while not empty
+held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
+full              string  what is over its budget: while it is there, submits are refused  10 s, repeated
+quiet             string  live output is over its budget: nobody new may follow         10 s, repeated
+usage             string  what the leader measured last (JSON)                          1 minute
 bell              list    what changed, for the dispatcher to block on                  until read
 channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
 owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
@@ -87,6 +91,9 @@ class Keys:
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"
         self.cancelling = self.base + "cancelling"
+        self.held = self.base + "held"
+        self.full = self.base + "full"
+        self.usage = self.base + "usage"
         self.bell = self.base + "bell"
         self.channels = self.base + "channels"
         self.owners = self.base + "owners"

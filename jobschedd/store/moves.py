@@ -7,7 +7,6 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -43,11 +42,21 @@ class CancelAnswer(IntEnum):
     UNKNOWN = 4
 
 
+class HoldAnswer(IntEnum):
+    """What became of a wish to hold, release or re-prioritise a job."""
+
+    DONE = 1
+    NOT_WAITING = 2  # a channel has it; of a release: it was not held
+    ENDED = 3
+    UNKNOWN = 4
+
+
 class RetryAnswer(IntEnum):
     """What became of a user's retry."""
 
     PENDING = 1
     NOT_ENDED = 2  # or not with the end that was meant
+    KEY_TAKEN = 3  # it was to be the only one under its key, and another one is now
     UNKNOWN = 4
 
 
@@ -162,15 +171,39 @@ class Moves:
         arguments = [part for pair in zip(ids, times, strict=True) for part in pair]
         return [RetryAnswer(answer) for answer in self._call("retry", *arguments)]
 
+    def hold(self, ids: Sequence[str], reason: str, by: str) -> list[HoldAnswer]:
+        """Keep jobs that wait from being dispatched, until they are released. Safe to repeat."""
+        return [HoldAnswer(answer) for answer in self._call("hold", reason, by, *ids)]
+
+    def release(self, ids: Sequence[str]) -> list[HoldAnswer]:
+        """Let held jobs go on: one whose turn came meanwhile is the next."""
+        return [HoldAnswer(answer) for answer in self._call("release", *ids)]
+
+    def prioritise(self, ids: Sequence[str], priority: int) -> list[HoldAnswer]:
+        """Give jobs that wait another priority, at the end of that line. Safe to repeat."""
+        return [HoldAnswer(answer) for answer in self._call("prioritise", priority, *ids)]
+
     def follow(self, job_id: str) -> State | None:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""
         state = self._call("follow", job_id)
         return State(state) if state else None
 
-    def drain(self, name: str, reason: str, by: str) -> None:
-        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed."""
-        said = {"reason": reason, "since": time.time(), "by": by}
+    def drain(
+        self, name: str, reason: str, by: str, within: float | None = None, then: str = "wait", pause: bool = False
+    ) -> None:
+        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed.
+
+        ``within`` seconds, what runs there may go on; ``then`` it may still (wait), or runs elsewhere (requeue), or is
+        cancelled (kill). ``pause``: it is not meant to become empty.
+        """
+        said: dict[str, Any] = {"reason": reason, "by": by}
         with translated():
+            seconds, micro = self.client.time()
+            said["since"] = now = seconds + micro / 1e6
+            if within is not None:
+                said |= {"deadline": now + within, "then": then}
+            if pause:
+                said["pause"] = True
             self.client.hset(self.keys.drains, name, json.dumps(said))
             self.client.rpush(self.keys.bell, "d")
 
@@ -277,6 +310,14 @@ class Moves:
     def forget_classes(self, fence: str, classes: Sequence[str]) -> int:
         """Forget those of these classes of which nothing is pending; how many."""
         return int(self._call("forget_classes", fence, *classes))
+
+    def hear_drains(self, fence: str, names: Sequence[str]) -> int:
+        """Note that the leader knows of these drains, for those who wait until nothing is left there."""
+        return int(self._call("heard", fence, *names))
+
+    def interrupt(self, fence: str, incarnation: str, deadline_ms: int, then: str, most: int) -> int:
+        """Ask for the end of what a drained channel has, if the deadline is over; how many were asked for."""
+        return int(self._call("interrupt", fence, incarnation, deadline_ms, then, most))
 
     def repeat_hints(self, fence: str, most: int) -> int:
         """Tell channels again of open requests to cancel; how many there are."""

@@ -21,6 +21,7 @@ from jobschedd.job import Cause, Outcome, Report, ReportKind, Result, State, dec
 from jobschedd.logs import get_logger
 from jobschedd.store.channel import PATIENCE
 from jobschedd.store.connect import translated
+from jobschedd.store.direct import Direct
 from jobschedd.store.keys import RESULT_CHANNEL, Keys, dispatch_channel
 from jobschedd.store.moves import Moves
 from jobschedd.store.pubsub import JOB_ID, Complaints, dispatch_mark, shown
@@ -198,7 +199,7 @@ class AnswerStream(ResultStream):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Direct,
         keys: Keys,
         clock: Clock,
         interval: float,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import redis
+from typing import Any, NamedTuple
 
 from jobschedd.store.connect import translated
+from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
 
 #: Reports that one read may bring, and the bytes that it is meant to stay below: a report may hold a megabyte.
@@ -17,8 +15,7 @@ BYTES_PER_READ = 16 << 20
 _FEWEST = 10
 
 
-@dataclass(frozen=True)
-class ResultEntry:
+class ResultEntry(NamedTuple):
     """One entry of the result stream."""
 
     id: str
@@ -28,7 +25,7 @@ class ResultEntry:
 class ResultStream:
     """One reader's end, on a connection of its own."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Direct, keys: Keys) -> None:
         self._client = client
         self._key = keys.results
         self._last = "0"
@@ -42,16 +39,20 @@ class ResultStream:
         """New entries, at once when there are any, else within ``patience`` seconds, else none."""
         block = max(1, round(patience * 1000))
         with translated():
-            answer: Any = self._client.xread({self._key: self._last}, count=self._count, block=block)
+            answer = self._client.ask("XREAD", "COUNT", self._count, "BLOCK", block, "STREAMS", self._key, self._last)
         if not answer:
             return []
-        entries = answer[self._key.encode()][0] if isinstance(answer, dict) else answer[0][1]
-        self._last = entries[-1][0].decode()
+        entries = [ResultEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in answer[0][1]]
+        self._last = entries[-1].id
         self._adapt(entries)
-        return [ResultEntry(entry_id.decode(), fields or {}) for entry_id, fields in entries]
+        return entries
 
-    def _adapt(self, entries: list[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+    def _adapt(self, entries: list[ResultEntry]) -> None:
         """How many to ask for next: as many of this size as a read may bring, growing step by step."""
-        size = sum(len(value) for _, fields in entries for value in fields.values())
+        size = sum(len(value) for entry in entries for value in entry.fields.values())
         fitting = BYTES_PER_READ * len(entries) // max(1, size)
         self._count = max(_FEWEST, min(REPORTS_PER_READ, 10 * self._count, fitting))
+
+
+def _fields(flat: Any) -> Mapping[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}

@@ -33,12 +33,25 @@ class ChannelInfo(msgspec.Struct, frozen=True):
     aside: int = 0  # results of lost data that its node keeps and nobody asks for
 
 
+class Drain(msgspec.Struct, frozen=True):
+    """What a user said of a node or channel that takes no new jobs. Times in seconds since the epoch."""
+
+    reason: str = ""
+    by: str = ""
+    since: float = 0.0
+    deadline: float | None = None  # until when what runs there may go on
+    then: str = "wait"  # what becomes of it afterwards: wait, requeue or kill
+    pause: bool = False
+    heard: bool = False  # by a leader: nothing new goes there any more
+
+
 LEFT = b"left"
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
 UNREADABLE = ChannelInfo(node="", channel="")
 #: Ids at the head of a pending list that may be of jobs gone elsewhere.
 _TOMBSTONES = 100
 _decoder = msgspec.json.Decoder(ChannelInfo)
+_drain_decoder = msgspec.json.Decoder(Drain)
 
 
 class Survey:
@@ -117,11 +130,11 @@ class Survey:
             text: Any = self._client.hget(self._keys.channels, incarnation)
         return read_channel(text)
 
-    def drains(self) -> frozenset[str]:
+    def drains(self) -> dict[str, Drain]:
         """The names (node, channel or node/channel) that take no new jobs."""
         with translated():
-            names: Any = self._client.hkeys(self._keys.drains)
-        return frozenset(name.decode() for name in names)
+            found: Any = self._client.hgetall(self._keys.drains)
+        return {name.decode(): _drain(text) for name, text in found.items()}
 
     def records(self, ids: list[str]) -> list[bytes | None]:
         """The records of these jobs."""
@@ -142,6 +155,14 @@ class Survey:
 
 def _texts(found: Any) -> dict[str, str]:
     return {name.decode(): text.decode() for name, text in found.items()}
+
+
+def _drain(text: bytes) -> Drain:
+    """Whatever stands there: the name is drained."""
+    try:
+        return _drain_decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Drain(heard=True)
 
 
 def read_channel(text: bytes | None) -> ChannelInfo | None:

@@ -80,8 +80,10 @@ class JobView:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"unreadable return value: {error}") from error
 
-    def json(self, place: tuple[str, str] | None = None, output: bool = False) -> dict[str, Any]:
-        """As in docs/json.md. ``place``: node and channel that have it now; ``output``: with what it printed."""
+    def json(self, place: tuple[str, str] | None = None, output: bool = False, reason: str = "") -> dict[str, Any]:
+        """As in docs/json.md. ``place``: node and channel that have it now; ``output``: with what it printed;
+        ``reason``: the code of what it waits for.
+        """
         header, spec, result = self.header, self.spec, self.result
         node, channel = place or (result.node, result.channel)
         scheduled = header.state == State.SCHEDULED
@@ -91,6 +93,7 @@ class JobView:
             "state": header.state.word,
             "outcome": self.outcome.word if self.ended else None,
             "cause": result.cause or None,
+            "reason": reason or None,
             "exit_code": result.exit_code,
             "signal": result.signal,
             "error": result.error or None,
@@ -177,7 +180,7 @@ class ChannelView:
 
     node: str
     channel: str
-    state: str  # up, draining, drained, lost (its lease is missing), down (gone)
+    state: str  # up, draining, drained, paused, lost (its lease is missing), down (gone)
     slots: int
     labels: tuple[str, ...]
     window: int  # entries that it takes at most, running ones included
@@ -212,7 +215,7 @@ class NodeView:
     """All channels of one node together."""
 
     node: str
-    state: str  # up, draining, drained, lost, down; degraded: some of its channels are up
+    state: str  # up, draining, drained, paused, lost, down; degraded: some of its channels are up
     channels: tuple[str, ...]
     channels_up: int
     slots: int
@@ -239,14 +242,14 @@ def by_node(channels: list[ChannelView]) -> list[NodeView]:
 
 
 def _node(name: str, channels: list[ChannelView]) -> NodeView:
-    present = [channel for channel in channels if channel.state in ("up", "draining", "drained")]
+    present = [channel for channel in channels if channel.state in ("up", "draining", "drained", "paused")]
     states = {channel.state for channel in channels}
     if states == {"up"}:
         state = "up"
     elif "up" in states:
         state = "degraded" if states & {"lost", "down"} else "up"
     else:
-        state = next(word for word in ("draining", "drained", "lost", "down") if word in states)
+        state = next(word for word in ("draining", "drained", "paused", "lost", "down") if word in states)
     return NodeView(
         node=name,
         state=state,
@@ -273,6 +276,7 @@ class Counts:
     uncollected: int  # reports on their way
     cancelling: int
     dead_letters: int
+    held: int = 0  # by users; those whose turn has come are not among the pending
 
     def json(self) -> dict[str, int]:
         """As in docs/json.md."""

@@ -200,7 +200,7 @@ def test_a_channel_that_nobody_ever_served_is_warned_of(fleet: Cluster):
     assert done.stderr == (
         f"jobsched: warning: job {job} waits: no channel has ever been seen that is web-07/gpu and has the label big\n"
     )
-    assert "No channel that could run it has ever been seen" in jobsched(fleet, "explain", job).stdout
+    assert "no channel has ever been seen that is web-07/gpu;" in jobsched(fleet, "explain", job).stdout
     sick = jobsched(fleet, "doctor")
     assert sick.returncode == 1
     assert "1 job waits for a channel that is web-07/gpu and has the label big, and none such is up" in sick.stdout
@@ -396,6 +396,7 @@ def test_the_json_is_as_documented(fleet: Cluster):
     assert set(top) == described("An overview")
     assert set(top["counts"]) == described("Counts")
     assert set(documents(fleet, "explain", job)) == described("An explanation")
+    assert set(documents(fleet, "usage")) == described("What uses how much")
     doctor = documents(fleet, "doctor")
     assert set(doctor) == described("A diagnosis")
     assert set(doctor["findings"][0]) == described("A finding")
@@ -419,7 +420,7 @@ def test_list(fleet: Cluster):
     assert documents(fleet, "list", "--state", "running", "--name", "listed-*")[0]["node"] == "n1"
 
     lines = jobsched(fleet, "list", "--name", "listed-*").stdout.splitlines()
-    assert lines[0].split("\t")[:4] == ["ID", "STATUS", "CAUSE", "EXIT"]
+    assert lines[0].split("\t")[:4] == ["ID", "STATUS", "REASON", "EXIT"]
     assert [line.split("\t")[:4] for line in lines[1:]] == [
         [running, "running", "", ""],
         [bad, "failed", "exit", "1"],
@@ -510,8 +511,10 @@ def test_drain_and_resume(fleet: Cluster):
     assert "new kernel" in jobsched(fleet, "channels").stdout
     job = submitted(fleet, "--", "true")
     explained = jobsched(fleet, "explain", job).stdout
-    assert "2 drained; none takes work now" in explained
-    assert "new kernel" in explained
+    assert "n1 is drained (new kernel, by " in explained
+    assert "'jobsched resume n1' lets it go on" in explained
+    assert documents(fleet, "explain", job)["reason"] == "drained"
+    assert documents(fleet, "list", "--state", "pending")[0]["reason"] == "drained"
 
     assert jobsched(fleet, "resume", "n1").returncode == 0
     assert jobsched(fleet, "wait", "--timeout", "10", job).returncode == 0
@@ -707,7 +710,7 @@ def test_a_run_that_waits_says_for_what(redis_server: RedisServer):
     )
     assert running.stderr is not None
     assert "warning: job 1 waits: no channel has ever been seen that is */9" in running.stderr.readline()
-    assert "No master leads: nothing is dispatched." in running.stderr.readline()
+    assert "It waits: no master leads;" in running.stderr.readline()
     running.send_signal(signal.SIGINT)
     assert running.wait(10) == 130
 

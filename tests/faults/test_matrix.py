@@ -59,6 +59,16 @@ def _reload(scene: Scene) -> None:
     scene.slave.signal("supervisor", signal.SIGHUP)
 
 
+def _drain_with_a_deadline(scene: Scene) -> None:
+    """What runs on a channel is interrupted, and runs again once the channel is resumed."""
+    scene.ledger.submit(scene.client, [scene.ledger.item(seconds=2, channel="1") for _ in range(2)])
+    wait_until(lambda: any(job.state == "running" for job in scene.client.jobs("running")), 20, "something runs")
+    scene.client.drain("1", deadline=0, then="requeue")
+    marker = marker_of(scene.cluster.directory)
+    scene.keep_up_until(marker.exists, 20, f"void: nothing was interrupted\n{scene.cluster.logs()}")
+    scene.client.resume("1")
+
+
 def _stop_slave(scene: Scene) -> None:
     scene.under_way()
     scene.slave.signal("supervisor", signal.SIGTERM)
@@ -118,6 +128,7 @@ CASES = {
     "dispatcher.requeue.before": Case("master", 1, _kill_channel),
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),
+    "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 
 from jobschedd.errors import NotTheLeader
-from jobschedd.job import TRANSITIONS, Outcome, Result, State, encode
-from jobschedd.store.moves import Assignment, CancelAnswer, RetryAnswer, Verb, Verdict
+from jobschedd.job import TRANSITIONS, Flag, Outcome, Result, State, encode
+from jobschedd.store.moves import Assignment, CancelAnswer, HoldAnswer, RetryAnswer, Verb, Verdict
 from redis_server import RedisServer
 from store_driver import KEEP, Driver, FakeChannel
 
@@ -43,6 +43,7 @@ class Known:
     lives: int = 1  # how often it was submitted or retried by a user
     attempt: int = 0
     cancelled: bool = False  # a channel was asked to
+    held: bool = False  # a user holds it while it waits
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Life(RuleBasedStateMachine):
             known = self.jobs[job]
             attempt = int(fields[b"attempt"])
             assert attempt == known.attempt + 1, "attempts only grow, one by one"
+            assert not known.held, "nobody has released it"
+            assert known.priority == priority, "a stale place in another list is no place"
             known.attempt = attempt
             received.append(Held(channel, job, attempt, entry))
         assert answer.sent == len(received) <= count
@@ -187,6 +190,28 @@ class Life(RuleBasedStateMachine):
         else:
             assert outcome is known.ends[-1], "who cancels too late is told how it ended"
 
+    @rule(data=st.data(), hold=st.booleans())
+    def hold_or_release(self, data: st.DataObject, hold: bool) -> None:
+        if not self.jobs:
+            return
+        known = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        waits = self.driver.state(known.job) in (State.PENDING, State.SCHEDULED)
+        moves = self.driver.moves
+        (answer,) = moves.hold([known.job], "", "") if hold else moves.release([known.job])
+        assert (answer is HoldAnswer.DONE) == (waits if hold else known.held)
+        known.held = waits if hold else False
+
+    @rule(data=st.data(), priority=st.sampled_from([0, 50]))
+    def prioritise(self, data: st.DataObject, priority: int) -> None:
+        if not self.jobs:
+            return
+        known = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        waits = self.driver.state(known.job) in (State.PENDING, State.SCHEDULED)
+        (answer,) = self.driver.moves.prioritise([known.job], priority)
+        assert (answer is HoldAnswer.DONE) == waits
+        if waits:
+            known.priority = priority
+
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
         if not self.jobs:
@@ -235,17 +260,24 @@ class Life(RuleBasedStateMachine):
     def accept(self, job: str, outcome: Outcome) -> None:
         known = self.jobs[job]
         known.ends.append(outcome)
+        known.held = False
         assert len(known.ends) <= known.lives, f"job {job} ended twice"
 
     @invariant()
     def every_job_is_somewhere(self) -> None:
-        waiting = [job for priority in (0, 50) for job in self.driver.pending(1, priority)]
+        waiting = {(job, priority) for priority in (0, 50) for job in self.driver.pending(1, priority)}
+        marked = {job.decode() for job in self.driver.client.hkeys(self.driver.keys.held)}
+        assert marked == {job for job, known in self.jobs.items() if known.held}
         held = {(job, entry) for channel in self.channels for entry, job in self.held_by(channel)}
         reported = {(report.job, report.entry) for report in self.driver.reports()}
         for job, known in self.jobs.items():
             header = self.driver.header(job)
-            if header.state is State.PENDING:
-                assert job in waiting
+            assert (Flag.HELD in header.flags) == known.held
+            assert header.priority == known.priority
+            if header.state is State.PENDING and Flag.PARKED in header.flags:
+                assert known.held, "a release brings it back"
+            elif header.state is State.PENDING:
+                assert (job, known.priority) in waiting
                 assert (1, known.priority) in self.driver.survey.pending()
             elif header.state is State.SCHEDULED:
                 assert self.driver.client.zscore(self.driver.keys.scheduled, job) is not None
@@ -271,6 +303,7 @@ class Life(RuleBasedStateMachine):
     def finish_everything(self) -> None:
         """The fleet goes on working: every job must reach its end."""
         driver = self.driver
+        driver.moves.release([job for job, known in self.jobs.items() if known.held])
         for channel in self.channels:
             channel.register(3)
         for _ in range(200):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from jobschedd.errors import QueueFull
+from jobschedd.errors import InvalidJob, QueueFull
 from jobschedd.job import HEADER_SIZE, Flag, State, Target, decode_spec
-from jobschedd.store.moves import OperationSlot
+from jobschedd.store.connect import connect
+from jobschedd.store.moves import Moves, OperationSlot, RetryAnswer
 from jobschedd.submission import submission
 
 
@@ -128,6 +131,78 @@ class TestKeys:
         driver.moves.cancel([job], keep_ms=5000)
         driver.moves.retry([job])
         assert driver.client.ttl(driver.keys.base + "once:k") == -1
+
+
+class TestScopes:
+    """How long a key is taken."""
+
+    def test_until_it_ends(self, driver):
+        channel = driver.channel()
+        (job,) = driver.submit(key="k", key_scope="running")
+        assert driver.submit(key="k", key_scope="running") == [job]
+        driver.dispatch(channel)
+        driver.start(job)
+        assert driver.submit(key="k", key_scope="running") == [job]
+        driver.end(job)
+        (other,) = driver.submit(key="k", key_scope="running")
+        assert other != job
+
+    def test_until_a_channel_has_it(self, driver):
+        channel = driver.channel(window=1)
+        (job,) = driver.submit(key="k", key_scope="pending")
+        assert driver.submit(key="k", key_scope="pending") == [job]
+        driver.dispatch(channel)
+        (other,) = driver.submit(key="k", key_scope="pending")
+        assert other != job
+        driver.end(job)
+        assert driver.submit(key="k", key_scope="pending") == [other], "an end frees no key of another"
+
+    @pytest.mark.parametrize("back", ["bring_back", "again", "requeue"])
+    def test_what_waits_again_has_its_key_again(self, driver, back):
+        channel = driver.channel()
+        (job,) = driver.submit(key="k", key_scope="pending", retries=1)
+        driver.dispatch(channel)
+        if back == "requeue":
+            channel.die()
+            driver.requeue(channel)
+        else:
+            getattr(driver, back)(job)
+        assert driver.submit(key="k", key_scope="pending") == [job]
+
+    def test_a_users_retry_takes_it_again(self, driver):
+        (job,) = driver.submit(key="k", key_scope="running")
+        driver.moves.cancel([job], keep_ms=5000)
+        assert driver.moves.retry([job]) == [RetryAnswer.PENDING]
+        assert driver.submit(key="k", key_scope="running") == [job]
+
+    def test_a_users_retry_beside_another_is_refused(self, driver):
+        (job,) = driver.submit(key="k", key_scope="running")
+        driver.moves.cancel([job], keep_ms=5000)
+        (other,) = driver.submit(key="k", key_scope="running")
+        assert driver.moves.retry([job]) == [RetryAnswer.KEY_TAKEN]
+        assert driver.state(job) is State.DONE
+        assert driver.submit(key="k", key_scope="running") == [other]
+
+    def test_the_scope_needs_a_key(self):
+        with pytest.raises(InvalidJob, match="key_scope"):
+            submission({"command": ["true"], "key_scope": "running"})
+        with pytest.raises(InvalidJob, match="record, running, pending"):
+            submission({"command": ["true"], "key": "k", "key_scope": "ever"})
+        assert len(submission({"command": ["true"], "key": "k", "key_scope": "record"}).spec) == len(
+            submission({"command": ["true"], "key": "k"}).spec
+        )
+
+    def test_many_at_once(self, driver):
+        """Whoever asks first has it, and all others get that one."""
+
+        def one(number: int) -> str:
+            moves = Moves(connect(driver.config, f"t{number}"), driver.keys)
+            job = submission({"command": ["true"], "key": "k", "key_scope": "running"})
+            return moves.submit([job], OperationSlot(f"c{number}"))[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(one, range(64)))) == 1
+        assert len(driver.pending()) == 1
 
 
 class TestTimes:

@@ -251,13 +251,13 @@ class TestExpire:
         assert driver.client.zcard(driver.keys.scheduled) == 0
 
     def test_not_one_that_a_channel_has(self, driver, channel):
-        job, _ = driver.dispatched(channel, expires="20ms")
+        job, _ = driver.dispatched(channel, expires="300ms")
         driver.wait_ms(driver.header(job).expires)
         assert driver.moves.promote(driver.fence, KEEP, 10) == (0, 0, None)
         assert driver.state(job) is State.DISPATCHED
 
     def test_one_that_came_back_from_a_dead_node_is_watched(self, driver, channel):
-        job, _ = driver.dispatched(channel, expires="20ms")
+        job, _ = driver.dispatched(channel, expires="300ms")
         driver.wait_ms(driver.header(job).expires)
         driver.moves.promote(driver.fence, KEEP, 10)
         channel.die()

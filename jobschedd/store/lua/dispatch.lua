@@ -17,6 +17,7 @@ local function from_hex(text)
 end
 
 local function order(id, rec, r, stream, incarnation, terms)
+  if has(r.flags, KEYED) then leave_key(id, rec, r) end
   r.attempt = r.attempt + 1
   local gpus = terms and hold(id, r, terms, now) or {}
   local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
@@ -35,7 +36,8 @@ end
 
 local replies = {}
 for at = 4, #ARGV, 5 do
-  local list, name = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2]
+  local class, priority, name = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local list = pending_list(class, priority)
   local stream = BASE .. 'dispatch:' .. name
   local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1) or -1
   local entries = call('XLEN', stream)
@@ -54,8 +56,10 @@ for at = 4, #ARGV, 5 do
       local rec = call('GET', BASE .. 'job:' .. id)
       local r = rec and read(rec)
       -- Anything else is the tombstone of a job that went another way.
-      if r and r.state == PENDING then
-        if has(r.flags, CANCEL_REQUESTED) then
+      if waits_in(r, class, priority) then
+        if has(r.flags, HELD) then
+          park(id, r)
+        elseif has(r.flags, CANCEL_REQUESTED) then
           finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
         elseif r.expires > 0 and r.expires <= now then
           finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)

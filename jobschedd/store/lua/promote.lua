@@ -15,13 +15,17 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEY.scheduled, '-inf', now, 'LIMIT', 0
   local r = read(rec)
   if r and r.state == SCHEDULED then
     r.state, r.since = PENDING, now
-    write_middle(id, r)
-    local name = r.class .. ':' .. r.priority
-    if not lists[name] then
-      lists[name] = {r.class, r.priority, {}}
-      order[#order + 1] = name
+    if has(r.flags, HELD) then
+      park(id, r)
+    else
+      write_middle(id, r)
+      local name = r.class .. ':' .. r.priority
+      if not lists[name] then
+        lists[name] = {r.class, r.priority, {}}
+        order[#order + 1] = name
+      end
+      table.insert(lists[name][3], id)
     end
-    table.insert(lists[name][3], id)
     promoted = promoted + 1
   end
 end

@@ -56,6 +56,7 @@ local function publish(id, rec, r, channel, wire, incarnation, failed, terms)
     end
   end
   write(id, rec, r, {outcome = 0, cause = '', channel = channel})
+  if has(r.flags, KEYED) then leave_key(id, rec, r) end
   call('ZADD', BASE .. 'sent:' .. channel, now, id)
   call('SADD', KEY.sent_channels, channel)
   return true
@@ -64,7 +65,8 @@ end
 if call('GET', KEY.listening) ~= ARGV[2] then return {} end
 local replies = {}
 for at = 5, #ARGV, 8 do
-  local list, channel, wire = pending_list(tonumber(ARGV[at]), tonumber(ARGV[at + 1])), ARGV[at + 2], ARGV[at + 3]
+  local class, priority, channel, wire = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
+  local list = pending_list(class, priority)
   local incarnation = ARGV[at + 6] == '' and NOBODY or from_hex(ARGV[at + 6])
   local room = math.min(tonumber(ARGV[at + 4]) - call('ZCARD', BASE .. 'sent:' .. channel), tonumber(ARGV[at + 5]))
   local sent, spare, failed = 0, MOST_TOMBSTONES, {}
@@ -79,7 +81,10 @@ for at = 5, #ARGV, 8 do
     local rec = call('GET', BASE .. 'job:' .. id)
     local r = rec and read(rec)
     -- Anything else is the tombstone of a job that went another way.
-    if not r or r.state ~= PENDING then
+    if not waits_in(r, class, priority) then
+      spare = spare - 1
+    elseif has(r.flags, HELD) then
+      park(id, r)
       spare = spare - 1
     elseif has(r.flags, CANCEL_REQUESTED) then
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)

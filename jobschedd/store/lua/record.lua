@@ -3,7 +3,7 @@ local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local CANCELLED, LOST, EXPIRED = 4, 5, 6
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED = 1, 2, 4, 8
-local HOLDS = 1024
+local HELD, PARKED, HOLDS = 64, 128, 1024
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
 local NOBODY = string.rep('\0', 8)
@@ -72,6 +72,22 @@ local function entry_of(r)
   return string.format('%.0f-%.0f', r.entry_time, r.entry_number)
 end
 
+-- Whatever a held job goes on to: it is held no more.
+local function drop_hold(id, r)
+  if has(r.flags, HELD) then
+    call('HDEL', BASE .. 'held', id)
+    r.flags = r.flags - HELD
+  end
+  if has(r.flags, PARKED) then r.flags = r.flags - PARKED end
+end
+
+-- The turn of a held job has come: it waits beside its list, so that a release need not look for it there.
+local function park(id, r)
+  if has(r.flags, PARKED) then return end
+  r.flags = r.flags + PARKED
+  write_middle(id, r)
+end
+
 local function wake(id, waiter)
   if waiter == 0 then return end
   if waiter ~= MANY_WAITERS then
@@ -86,9 +102,43 @@ local function wake(id, waiter)
   call('DEL', BASE .. 'waiters:' .. id)
 end
 
+-- The key of a job that was submitted under one, and for how long it is taken: '' as long as its record lives,
+-- 'running' until it has ended, 'pending' until a channel has it.
+local function key_of(rec, r)
+  local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
+  if ok and type(spec) == 'table' and spec.key then return BASE .. 'once:' .. spec.key, spec.key_scope or '' end
+end
+
+local function free_key(id, once)
+  if call('GET', once) == id then call('DEL', once) end
+end
+
+local function end_key(id, rec, r, keep)
+  local once, scope = key_of(rec, r)
+  if once and scope == '' then
+    call('PEXPIRE', once, math.max(keep, 1))
+  elseif once then
+    free_key(id, once)
+  end
+end
+
+-- A channel gets the job.
+local function leave_key(id, rec, r)
+  local once, scope = key_of(rec, r)
+  if scope == 'pending' then free_key(id, once) end
+end
+
+-- It waits again; meanwhile another job may have taken the key.
+local function take_key_again(id, rec, r)
+  if not has(r.flags, KEYED) then return end
+  local once, scope = key_of(rec, r)
+  if scope == 'pending' then call('SET', once, id, 'NX') end
+end
+
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
 local function finish(id, rec, r, outcome, result, keep, now)
   let_go(id, r)
+  if r.flags >= HELD then drop_hold(id, r) end
   local head = string.sub(rec, 1, 24)
     .. middle(DONE, outcome, r.flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
     .. string.sub(rec, 57, 60 + r.spec_length) .. result
@@ -99,10 +149,7 @@ local function finish(id, rec, r, outcome, result, keep, now)
   end
   if has(r.flags, CANCEL_REQUESTED) then call('SREM', BASE .. 'cancelling', id) end
   if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
-  if has(r.flags, KEYED) then
-    local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
-    if ok and spec.key then call('PEXPIRE', BASE .. 'once:' .. spec.key, math.max(keep, 1)) end
-  end
+  if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
   wake(id, r.waiter)
 end
 
@@ -158,12 +205,18 @@ local function pending_again(back)
   for i = #back, 1, -1 do make_pending(back[i][2].class, back[i][2].priority, {back[i][1]}, true) end
 end
 
--- An id that ends while it waits stays behind in its list. Where nobody takes from that list, this keeps it short.
+-- Whether an id that stands in the list of this class and priority does so rightly, and is no tombstone.
+local function waits_in(r, class, priority)
+  return r and r.state == PENDING and r.class == class and r.priority == priority
+end
+
+-- An id that ends or changes its priority while it waits stays behind in its list. Where nobody takes from that list,
+-- this keeps it short.
 local function drop_tombstones(class, priority)
   local list, dropped = pending_list(class, priority), 0
   while dropped < 10 do
     local id = call('LINDEX', list, 0)
-    if not id or call('GETRANGE', BASE .. 'job:' .. id, 24, 24) == string.char(PENDING) then break end
+    if not id or waits_in(read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59)), class, priority) then break end
     call('LPOP', list)
     dropped = dropped + 1
   end

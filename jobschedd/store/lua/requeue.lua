@@ -48,6 +48,7 @@ local function take(entry, fields)
       r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
       write_middle(id, r)
       watch_expiry(id, r)
+      take_key_again(id, rec, r)
       back[#back + 1] = {id, r}
       requeued = requeued + 1
     end

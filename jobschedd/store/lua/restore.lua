@@ -31,6 +31,11 @@ local function is_superseded(r, attempt, entry)
   return r.attempt == attempt and entry_of(r) ~= entry
 end
 
+local function scope_of(spec)
+  local ok, said = pcall(cmsgpack.unpack, spec)
+  return ok and type(said) == 'table' and said.key_scope or ''
+end
+
 local function restore(at)
   local incarnation, id, attempt, entry = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 4]), ARGV[at + 5]
   local flags, priority, key, spec = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 8]), ARGV[at + 9], ARGV[at + 10]
@@ -46,6 +51,7 @@ local function restore(at)
   call('HSETNX', KEY.channels, incarnation, ARGV[at + 2])
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
+    drop_hold(id, r)
     local before = to_hex(r.incarnation)
     if (r.state == DISPATCHED or r.state == RUNNING) and before ~= incarnation then
       call('XDEL', BASE .. 'dispatch:' .. before, entry_of(r))
@@ -63,7 +69,7 @@ local function restore(at)
     struct.pack('<BBBBI4I4I6I6', 1, priority + 100, 0, 0, class_number(ARGV[at + 7]), 0, tonumber(time), 0)
     .. middle(DISPATCHED, 0, new.flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
     .. struct.pack('<I4', #spec) .. spec)
-  if key ~= '' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
+  if key ~= '' and scope_of(spec) ~= 'pending' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
   if (tonumber(id) or 0) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, id) end
   return 1
 end

@@ -3,8 +3,21 @@
 -- (with fresh budgets, because a user asked)
 -- KEYS:
 -- ARGV: base; then per job: id, time of the end that is meant (ms; '': whichever), so that a repeated call retries once
--- returns: per id: 1 pending again | 2 has not ended, or not with that end | 4 unknown
+-- returns: per id: 1 pending again | 2 has not ended, or not with that end | 3 another job has its key | 4 unknown
 local now = now_ms()
+
+-- Whether another job has the key that it was submitted under. If not, it is its own again.
+local function is_key_taken(id, rec, r)
+  if not has(r.flags, KEYED) then return false end
+  local once, scope = key_of(rec, r)
+  if once and scope == '' then
+    call('PERSIST', once)
+  elseif once then
+    return not call('SET', once, id, 'NX') and call('GET', once) ~= id
+  end
+  return false
+end
+
 local replies = {}
 for at = 2, #ARGV, 2 do
   local id = ARGV[at]
@@ -15,15 +28,13 @@ for at = 2, #ARGV, 2 do
     replies[#replies + 1] = 4
   elseif r.state ~= DONE or (ARGV[at + 1] ~= '' and r.since ~= tonumber(ARGV[at + 1])) then
     replies[#replies + 1] = 2
+  elseif is_key_taken(id, rec, r) then
+    replies[#replies + 1] = 3
   else
     local flags = has(r.flags, CANCEL_REQUESTED) and r.flags - CANCEL_REQUESTED or r.flags
     call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
       .. string.sub(rec, 13, 18) .. struct.pack('<I6', 0)
       .. middle(PENDING, 0, flags, r.attempt, now, NOBODY, 0, 0) .. string.sub(rec, 57, 60 + r.spec_length))
-    if has(r.flags, KEYED) then
-      local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
-      if ok and spec.key then call('PERSIST', BASE .. 'once:' .. spec.key) end
-    end
     make_pending(r.class, r.priority, {id}, false)
     replies[#replies + 1] = 1
   end

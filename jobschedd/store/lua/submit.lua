@@ -1,10 +1,11 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id scheduled expiring loss
+-- KEYS: operation next_id scheduled expiring loss held full
 -- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
 --       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
-local last = call('GET', KEY.operation)
+local before = call('MGET', KEY.operation, KEY.full)
+local last, full = before[1], before[2]
 if last then
   local seen, answer = string.match(last, '^(%d+) (.*)$')
   if seen == ARGV[2] then return cjson.decode(answer) end
@@ -15,6 +16,8 @@ if call('EXISTS', KEY.loss) == 1 then
   return redis.error_reply('DATALOST Redis has lost data of this namespace (' .. (call('HGET', KEY.loss, 'what') or '?')
     .. '): nothing is accepted until an operator decides; see jobsched doctor')
 end
+
+if full then return redis.error_reply('QUEUEFULL queue full: ' .. full .. '; try again when jobs have ended') end
 
 local function once(key)
   local id = call('GET', BASE .. 'once:' .. key)
@@ -44,6 +47,7 @@ for _ = 1, tonumber(ARGV[4]) do
         .. string.char(state) .. string.sub(rec, 26, 32) .. since .. string.sub(rec, 39))
       ids[i] = id
       if state == SCHEDULED then call('ZADD', KEY.scheduled, due, id) end
+      if string.byte(rec, 27) >= HELD then call('HSET', KEY.held, id, cjson.encode({since = now / 1000})) end
       if expires > 0 then call('ZADD', KEY.expiring, expires, id) end
     end
     if state == PENDING then make_pending(class, priority, ids, false) end

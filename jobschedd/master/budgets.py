@@ -1,0 +1,115 @@
+"""Byte budgets of what is in Redis: submits are refused in time, so that results always find room.
+
+The dispatcher looks once a second: INFO and a sample of the keys. What a burst of submits brings between two looks
+comes on top of a budget; ``reserve`` is there for that, and for results.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from jobschedd.clock import Clock
+from jobschedd.logs import get_logger
+from jobschedd.store.memory import Memory, Sample, Usage
+
+log = get_logger(__name__)
+
+#: Seconds between two looks, and milliseconds that the word of one lasts should the leader die.
+LOOK_EVERY, WORD_LASTS_MS = 1.0, 10_000
+#: Weight of the newest sample: one alone is off by a tenth and more.
+_NEWEST = 0.2
+#: Records are forgotten down to this share of their budget, ids looked through at once, and calls in one pass.
+_DOWN_TO, _IDS, _CALLS = 0.95, 2000, 20
+
+
+class Budgets:
+    """The leader's care for memory. ``shares``: pending, finished, output, reserve: up to 1 of maxmemory, else bytes.
+
+    ``age_ms``: what a record has at least before it is forgotten, so that whoever waited for the job can read it.
+    """
+
+    def __init__(
+        self, memory: Memory, shares: Mapping[str, float], clock: Clock, age_ms: int, history: str = ""
+    ) -> None:
+        self._memory = memory
+        self._shares = shares
+        self._clock = clock
+        self._age_ms = age_ms
+        self._history = history
+        self._smooth: dict[str, float] = {}
+        self._next = 1  # id to look at, for records to forget
+        self._full = ""
+
+    def look(self, fence: str) -> None:
+        """Measure, refuse or admit, forget. Raises NotTheLeader, StoreUnavailable, StoreRefused."""
+        used, maxmemory = self._memory.limits()
+        budgets = {name: _bytes(share, maxmemory) for name, share in self._shares.items()}
+        sample = self._memory.sample() if any(budgets.values()) else Sample(0, 0)
+        finished, output = self._smoothed("finished", sample), self._smoothed("output", sample)
+        full = fullness(budgets, sample.waiting_bytes, used, maxmemory)
+        if full != self._full:
+            log.warning("queue full: submits are refused", why=full) if full else log.notice("queue is open again")
+            self._full = full
+        usage = Usage(
+            at=self._clock.now(),
+            pending=sample.waiting_bytes,
+            finished=finished,
+            output=output,
+            used=used,
+            maxmemory=maxmemory,
+            budgets=budgets,
+            full=full,
+            history=self._history,
+            history_bytes=_size(self._history),
+        )
+        self._memory.admit(fence, usage, 0 < budgets["output"] < output, WORD_LASTS_MS)
+        if 0 < budgets["finished"] < finished:
+            self._forget(fence, finished - round(_DOWN_TO * budgets["finished"]))
+
+    def _smoothed(self, kind: str, sample: Sample) -> int:
+        now = float(sample.bytes_of(kind))
+        before = self._smooth.get(kind, now)
+        self._smooth[kind] = before + _NEWEST * (now - before)
+        return round(self._smooth[kind])
+
+    def _forget(self, fence: str, wanted: int) -> None:
+        """Those submitted first go first; the next look goes on where this one stopped."""
+        freed = forgotten = 0
+        for _ in range(_CALLS):
+            part, records, following = self._memory.shed(fence, self._next, _IDS, wanted - freed, self._age_ms)
+            freed, forgotten = freed + part, forgotten + records
+            self._next = following or 1
+            if freed >= wanted or not following:
+                break
+        self._smooth["finished"] = max(0.0, self._smooth["finished"] - freed)
+        if forgotten:
+            log.info("finished records are over their budget: the oldest are forgotten", records=forgotten, bytes=freed)
+
+
+def fullness(budgets: Mapping[str, int], pending: int, used: int, maxmemory: int) -> str:
+    """What is full, for people; empty where nothing is. Pure."""
+    if 0 < budgets["pending"] <= pending:
+        return f"jobs that wait use {_mib(pending)} of their budget of {_mib(budgets['pending'])} (budgets.pending)"
+    if maxmemory and used >= maxmemory - budgets["reserve"]:
+        return f"Redis uses {_mib(used)} of {_mib(maxmemory)}, the rest is reserved for results (budgets.reserve)"
+    return ""
+
+
+def _bytes(share: float, maxmemory: int) -> int:
+    return round(share * maxmemory) if share <= 1 else round(share)
+
+
+def _mib(number: int) -> str:
+    return f"{number / (1 << 20):.1f} MiB"
+
+
+def _size(path: str) -> int:
+    """Of a SQLite file, with what is written beside it."""
+    total = 0
+    for name in (path, f"{path}-wal"):
+        try:
+            total += os.stat(name).st_size if path else 0
+        except OSError:
+            continue
+    return total
