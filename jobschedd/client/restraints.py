@@ -5,6 +5,8 @@ Each is a function of the facts, as in ``why``, and of what was read once for th
 
 from __future__ import annotations
 
+from functools import partial
+
 from jobschedd.client.facts import Facts
 from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
@@ -36,9 +38,9 @@ def limit(facts: Facts) -> Reason | None:
     """A limit that it counts against is reached."""
     numbers, _ = facts.fleet.limits.of_job(facts.target)
     for key, setting in numbers:
-        if setting is not None and isinstance(setting.limit, int):
-            if len(facts.fleet.holders(key)) >= setting.limit:
-                return Reason("limit", partial(_limit, facts, key, setting))
+        number = setting.limit if setting is not None else None
+        if setting is not None and isinstance(number, int) and len(facts.fleet.holders(key)) >= number:
+            return Reason("limit", partial(_limit, facts, key, setting))
     return None
 
 
@@ -107,7 +109,8 @@ def elsewhere(facts: Facts) -> Reason | None:
     return Reason(
         "avoids_node",
         lambda: (
-            f"It waits for {_some(names)}: it failed on {job_class.avoid} and asked for another node (--avoid-failed)."
+            f"It waits for {_some(names)}: it failed on {job_class.avoid} and is to go to another node; "
+            "it goes on when a slot is free there."
         ),
     )
 
@@ -138,7 +141,8 @@ def _short(facts: Facts, channel: ChannelView) -> list[str]:
 
 def turn(facts: Facts) -> Reason | None:
     """No slot is free, and other groups wait at the same priority: they share by weight."""
-    own, others = facts.target.group, dict[str, int]()
+    own = facts.target.group
+    others: dict[str, int] = {}
     for (target, priority), count in facts.fleet.waiting.items():
         if priority == facts.header.priority and target.group != own:
             others[target.group] = others.get(target.group, 0) + count
