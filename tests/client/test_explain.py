@@ -270,9 +270,12 @@ def test_the_documentation_lists_every_code(request):
     import inspect
     import re
 
-    from jobschedd.client import why
+    from jobschedd.client import restraints, why
 
-    codes = set(re.findall(r'Reason\(\s*"(\w+)"', inspect.getsource(why))) | {"drained", "paused"}
+    codes = set(re.findall(r'Reason\(\s*"(\w+)"', inspect.getsource(why) + inspect.getsource(restraints))) | {
+        "drained",
+        "paused",
+    }
     codes |= {"never_submitted", "record_expired"}
     text = (request.config.rootpath / "docs" / "json.md").read_text()
     listed = set(re.findall(r"^\| `(\w+)` \|", text.split("| reason | the job |")[1].split("\n## ")[0], re.M))
