@@ -179,7 +179,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
     group: str = ""  # who shares the fleet with whom
     limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
-    resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.resources
+    resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.amounts
     avoid_failed: bool = False  # a retry goes to another node than the one where it failed, where there is one
     rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
 

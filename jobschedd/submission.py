@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jobschedd.amounts import parse_amount
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob
 from jobschedd.job import (
@@ -26,7 +27,6 @@ from jobschedd.job import (
 )
 from jobschedd.labels import normal
 from jobschedd.limits import MOST_AT_A_TIME, MOST_KEYS, parse_rate
-from jobschedd.resources import parse_amount
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobschedd.amounts import show
 from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.options import command_options, durable_from, durable_options, item_from, job_options, option_of
 from jobschedd.errors import InvalidJob, NotDurable, UsageError
 from jobschedd.labels import LABEL
-from jobschedd.resources import show
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from jobschedd.amounts import show
 from jobschedd.client.facts import Facts
 from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
 from jobschedd.limits import DEFAULT, JOB, Rate, Setting
-from jobschedd.resources import show
 from jobschedd.store.views import ChannelView
 
 #: Holders that a sentence names.

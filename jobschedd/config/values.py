@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jobschedd import limits, resources
+from jobschedd import amounts, limits
 from jobschedd.durations import parse_duration
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -340,12 +340,12 @@ def resource(key: str, content: object) -> int | tuple[str, ...]:
         for device in devices:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}", device, re.ASCII):
                 raise ValueError(f"{shown(device)} is no number or name of a GPU")
-        if not 0 < len(distinct(devices)) <= resources.MOST_GPUS:
-            raise ValueError(f"expected 1 to {resources.MOST_GPUS} GPUs")
+        if not 0 < len(distinct(devices)) <= amounts.MOST_GPUS:
+            raise ValueError(f"expected 1 to {amounts.MOST_GPUS} GPUs")
         return devices
-    amount = resources.parse_amount(key, typed(content))
-    if key == "gpus" and amount > resources.MOST_GPUS:
-        raise ValueError(f"expected 1 to {resources.MOST_GPUS} GPUs")
+    amount = amounts.parse_amount(key, typed(content))
+    if key == "gpus" and amount > amounts.MOST_GPUS:
+        raise ValueError(f"expected 1 to {amounts.MOST_GPUS} GPUs")
     return amount
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from jobschedd.amounts import parse_amount, show
 from jobschedd.errors import InvalidJob
 from jobschedd.job import Target
-from jobschedd.resources import parse_amount, show
 from jobschedd.submission import submission
 
 
