@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.history import history
 from benchmarks.lab import Lab, cpu_seconds, lab, ping_yardstick, wait_until
 
 NOOP = {"function": "benchmarks.functions:nothing"}
@@ -192,6 +193,7 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "latency": latency,
     "commands": commands,
     "idle": idle,
+    "history": history,
 }
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from jobschedd.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from jobschedd.client import Client, Job
+    from jobschedd.client import AsyncClient, Client, Job
 
 
-__all__ = ["Client", "Job", "__version__"]
+__all__ = ["AsyncClient", "Client", "Job", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # On demand: the daemons import this package and need no client.
-    if name in ("Client", "Job"):
+    if name in ("AsyncClient", "Client", "Job"):
         from jobschedd import client
 
         return getattr(client, name)

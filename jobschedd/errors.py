@@ -27,6 +27,14 @@ class InvalidJob(UsageError):
         self.problem = problem
 
 
+class NoParent(InvalidJob):
+    """A job is to run after one that has no record: it never was, or its record has expired. ``parent``: its id."""
+
+    def __init__(self, parent: str, where: str = "after") -> None:
+        super().__init__(where, f"job {parent} has no record: it never was, or it ended and its record has expired")
+        self.parent = parent
+
+
 class NoSuchJob(JobschedError):
     """The namespace holds no record under this id (never submitted, or past its retention)."""
 
@@ -37,6 +45,10 @@ class WaitTimeout(JobschedError, TimeoutError):
 
 class NotEnded(JobschedError):
     """Asked for the result of a job that has none yet: wait for it first."""
+
+
+class NotRead(JobschedError):
+    """Asked what a job is like before anything was read of it."""
 
 
 class JobFailed(JobschedError):
@@ -78,6 +90,18 @@ class NotDurable(JobschedError):
         super().__init__(f"{jobs} accepted, but not confirmed as durable: {reason}")
         self.ids = tuple(ids)
         self.reason = reason
+
+
+class Unanswered(StoreUnavailable):
+    """Masters were asked and some did not answer, or none is there: what came is not all."""
+
+    def __init__(self, answered: int, asked: int, reasons: Sequence[str] = ()) -> None:
+        masters = "1 master" if asked == 1 else f"{asked} masters"
+        why = "; ".join(reasons) or ("no master runs" if not asked else "")
+        super().__init__(f"{answered} of {masters} answered" + (f": {why}" if why else ""))
+        self.answered = answered
+        self.asked = asked
+        self.exit_code = 1 if answered else 69
 
 
 class QueueFull(JobschedError):

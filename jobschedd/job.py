@@ -102,10 +102,15 @@ TRANSITIONS: Final = frozenset(
     {
         ("submit", None, State.PENDING),
         ("submit", None, State.SCHEDULED),
+        ("submit", None, State.WAITING),
+        ("unblock", State.WAITING, State.PENDING),  # what it waited for has come
+        ("unblock", State.WAITING, State.SCHEDULED),  # and its own time has not
+        ("unblock", State.WAITING, State.DONE),  # skipped: it never will
         ("promote", State.SCHEDULED, State.PENDING),
         ("dispatch", State.PENDING, State.DISPATCHED),
         ("expire", State.SCHEDULED, State.DONE),
         ("expire", State.PENDING, State.DONE),
+        ("expire", State.WAITING, State.DONE),
         ("dispatch", State.PENDING, State.DONE),  # expired, or cancelled while it went back
         ("publish", State.PENDING, State.DISPATCHED),  # pubsub
         ("publish", State.PENDING, State.SCHEDULED),  # nobody was subscribed: to be sent again
@@ -129,13 +134,16 @@ TRANSITIONS: Final = frozenset(
         ("cancel", State.SCHEDULED, State.DONE),
         ("cancel", State.WAITING, State.DONE),
         ("retry", State.DONE, State.PENDING),
+        ("retry", State.DONE, State.WAITING),  # it never started, and what it waits for has not come
         ("restore", None, State.DISPATCHED),  # after Redis lost data: a channel still has it
         ("restore", State.PENDING, State.DISPATCHED),
         ("restore", State.SCHEDULED, State.DISPATCHED),
+        ("restore", State.WAITING, State.DISPATCHED),
         ("restore", State.DISPATCHED, State.DISPATCHED),
         ("restore", State.RUNNING, State.DISPATCHED),
         ("settle", State.PENDING, State.DONE),  # after Redis lost data: the history knows its end
         ("settle", State.SCHEDULED, State.DONE),
+        ("settle", State.WAITING, State.DONE),
         ("settle", State.DISPATCHED, State.DONE),
         ("settle", State.RUNNING, State.DONE),
     }
@@ -182,6 +190,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.amounts
     avoid_failed: bool = False  # a retry goes to another node than the one where it failed, where there is one
     rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
+    after: tuple[str, ...] = ()  # "ID:ok", "ID:any", "ID:fail": what must have ended before, and how
+    workflow: str = ""  # the id of its workflow, which is that of its first job
 
     @property
     def what(self) -> str:
@@ -313,6 +323,7 @@ class Flag(enum.IntFlag):
     HELD = 64  # a user holds it while it waits: not to be dispatched
     PARKED = 128  # its turn came while it was held: it stands in no list
     HOLDS = 1024  # counts against a limit while a channel has it: see what ``holds`` says
+    AWAITED = 256  # other jobs wait for its end
 
 
 _HEAD = struct.Struct("<BBBBII")
@@ -336,7 +347,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
                                        56 u32 length of the spec
 
     ``tries``: failures charged so far. ``crashes``: times it ran when its channel process died.
-    ``since``: when the state began; for SCHEDULED when the job is due.
+    ``since``: when the state began; for SCHEDULED when the job is due. Of one that is WAITING the entry's
+    time says when it is due besides, its number which time of waiting this is (see ``store/lua/record.lua``).
     """
 
     state: State
@@ -508,3 +520,6 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int = 0  # since the epoch
     expires_ms: int = 0  # from the submit on
     key: str = ""
+    after: tuple[str, ...] = ()  # as in the spec; before they are resolved, also "REF:ok" of the same call
+    ref: str = ""  # what other jobs of the same call name it by
+    id: int = 0  # where it was reserved; 0: the store gives one

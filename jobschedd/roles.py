@@ -30,7 +30,9 @@ from jobschedd.node.pidfile import AlreadyRunning, PidFile
 from jobschedd.node.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from jobschedd.master.clerk import Clerk
     from jobschedd.master.dispatcher import Dispatcher
+    from jobschedd.master.hooks import HookRunner
     from jobschedd.slave.channel import ChannelSettings
 
 log = get_logger(__name__)
@@ -269,8 +271,47 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         ),
     )
     context.ready()
-    dispatcher.run(_stopping(context), context.wait, context.beat)
+    with _clerk(config, instance).at_work(), _hooks(config, instance).at_work():
+        dispatcher.run(_stopping(context), context.wait, context.beat)
     return 0
+
+
+def _clerk(config: Config, instance: MasterInstance) -> Clerk:
+    from jobschedd.master.archive import Archive
+    from jobschedd.master.clerk import Clerk
+    from jobschedd.store.attempts import AnsweringMachine
+    from jobschedd.store.connect import blocking
+    from jobschedd.store.keys import Keys
+
+    block = config.timing.block
+    client = blocking(config.connection, f"{config.node}/dispatcher/clerk", block)
+    keys, node = Keys(config.namespace), config.node
+    machine = AnsweringMachine(client, keys, instance.id, node, block, instance.predecessor)
+    keep, largest = config.master.history_keep, config.master.history_max_size
+    return Clerk(machine, Archive(config.master.history), keep, largest, SYSTEM_CLOCK)
+
+
+def _hooks(config: Config, instance: MasterInstance) -> HookRunner:
+    from jobschedd.master.hooks import HookRunner
+    from jobschedd.store.connect import blocking
+    from jobschedd.store.hooks import Hooks
+    from jobschedd.store.inspect import Inspect
+    from jobschedd.store.keys import Keys
+    from jobschedd.store.moves import Moves
+
+    timing, keys = config.timing, Keys(config.namespace)
+    client = blocking(config.connection, f"{config.node}/dispatcher/hooks", timing.block)
+    return HookRunner(
+        hooks=config.master.hooks,
+        store=Hooks(client, keys),
+        inspect=Inspect(client, keys),
+        moves=Moves(client, keys),
+        instance=instance.id,
+        clock=SYSTEM_CLOCK,
+        look_every=timing.reap_scan,
+        lease=timing.lease,
+        block=timing.block,
+    )
 
 
 def _publisher(config: Config, client: Any) -> Callable[..., Dispatcher]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +36,12 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 LONGEST_ARGUMENT = 128 * 1024 - 1
 LARGEST_ARGV = 1024 * 1024
 _POINTER = 8
+#: What other jobs of the same call, file or workflow name a job by: nothing that looks like an id.
+REF = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+JOB_ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
+CONDITIONS = ("ok", "any", "fail")
+#: Jobs that one job may wait for.
+MOST_CONDITIONS = 10_000
 #: Labels that one job may ask for: each combination is a class of its own, kept for ever.
 MOST_LABELS = 16
 #: Longest retries and crash budgets that the record can count.
@@ -63,7 +69,9 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         if node and node != owner:
             raise InvalidJob("channel", f"names node {owner!r}, but node says {node!r}")
         values["node"], values["channel"] = node, channel = owner, channel
-    follow, hold = values.pop("follow", False), values.pop("hold", False)
+    follow, hold, ref = values.pop("follow", False), values.pop("hold", False), values.pop("ref", "")
+    if ref and values.get("key"):
+        raise InvalidJob("ref", "and key exclude each other: with a key the job may be there already, under another id")
     spec = Spec(**values)
     _check_what(spec)
     if spec.key_scope and not spec.key:
@@ -80,6 +88,8 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         priority=spec.priority,
         flags=flags,
         key=spec.key,
+        after=spec.after,
+        ref=ref,
         **_times(item),
     )
 
@@ -383,6 +393,53 @@ def _seconds(field: str, value: Any) -> float:
     return _duration(field, value)
 
 
+def _ref(field: str, value: Any) -> str:
+    if not isinstance(value, str) or REF.fullmatch(value) is None:
+        raise InvalidJob(field, f"{_shown(value)} is no name for a job: letters, digits, '.', '_', '-', a letter first")
+    return value
+
+
+def _after(field: str, value: Any) -> tuple[str, ...]:
+    """``12``, ``"12:any"``, ``"build,12:any"``, a job, (job, "any"), or a list of these."""
+    conditions: dict[str, str] = {}
+    for target, condition in _conditions(field, value):
+        if conditions.setdefault(target, condition) != condition:
+            raise InvalidJob(field, f"names {target} twice, with {conditions[target]} and with {condition}")
+    if len(conditions) > MOST_CONDITIONS:
+        raise InvalidJob(field, f"names {len(conditions)} jobs; a job waits for {MOST_CONDITIONS} at most")
+    return tuple(f"{target}:{condition}" for target, condition in conditions.items())
+
+
+def _conditions(field: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        for part in value.split(","):
+            target, _, condition = part.strip().partition(":")
+            yield _condition(field, target, condition or "ok")
+    elif _is_job(value):
+        yield _condition(field, str(getattr(value, "id", value)), "ok")
+    elif isinstance(value, Sequence) and len(value) == 2 and _is_job(value[0]) and value[1] in CONDITIONS:
+        yield _condition(field, str(getattr(value[0], "id", value[0])), value[1])
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _conditions(field, one)
+    else:
+        raise InvalidJob(field, f"{_shown(value)} is no job: write ID or ID:any, or a list of these")
+
+
+def _is_job(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or isinstance(getattr(value, "id", None), str)
+
+
+def _condition(field: str, target: str, condition: str) -> tuple[str, str]:
+    if JOB_ID.fullmatch(target) is None and REF.fullmatch(target) is None:
+        raise InvalidJob(field, f"{_shown(target)} is no job: write an id, such as 12, or the ref of another job")
+    if condition not in CONDITIONS:
+        raise InvalidJob(
+            field, f"{_shown(condition)} is no condition: ok (it succeeded), any (it ended), fail (it did not)"
+        )
+    return target, condition
+
+
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "command": _argv,
     "shell": _text,
@@ -419,6 +476,8 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "limit_keys": _limit_keys,
     "rates": _rates,
     "hold": _boolean,
+    "after": _after,
+    "ref": _ref,
 }
 _OWN_RESOURCES = ("cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

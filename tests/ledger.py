@@ -348,8 +348,10 @@ def find_stuck(client: redis.Redis, namespace: str) -> list[str]:
             stuck.append(f"{name} still holds {entries} entries")
         elif kind == "pending" and name != "pending" and (waiting := client.llen(key)):
             stuck.append(f"{name} still holds {waiting} ids")
-        elif name in ("scheduled", "expiring") and (due := client.zcard(key)):
+        elif name in ("scheduled", "expiring", "waiting") and (due := client.zcard(key)):
             stuck.append(f"{name} still holds {due} ids")
+        elif kind in ("awaits", "dependents", "unblocking"):
+            stuck.append(f"{name} is still there")
         elif name == "cancelling" and (open_requests := client.scard(key)):
             stuck.append(f"{name} still holds {open_requests} ids")
         elif name == "suspects" and (suspects := client.hlen(key)):

@@ -35,7 +35,7 @@ def wait_command(ids: tuple[str, ...], timeout: str | None, as_json: bool) -> No
     """
     from jobschedd.cli.exits import ours
 
-    seconds = _seconds(timeout)
+    seconds = seconds_of(timeout)
     client = connect()
     with ours():
         jobs = [client.job(job_id) for job_id in dict.fromkeys(ids)]
@@ -112,6 +112,9 @@ def retry_command(ids: tuple[str, ...], **options: Any) -> None:
 
     Without ids, all that match the options given; where no --state is among them, those that failed, timed out, or were
     lost. On a terminal, it asks before.
+
+    A job that never started (skipped, cancelled or expired before) is subject to its --after again: it waits where that
+    has not come, and is skipped again where it never will. So retry the job that failed first.
     """
     choice, client, code = Choice(ids, options, _WENT_WRONG), connect(), 0
     if choice.by_filter:
@@ -119,15 +122,15 @@ def retry_command(ids: tuple[str, ...], **options: Any) -> None:
         return
     for job_id in ids:
         try:
-            client.retry(job_id)
-            click.echo(f"{job_id} pending")
+            click.echo(f"{job_id} {client.retried(job_id)}")
         except (NoSuchJob, UsageError) as error:
             note(str(error))
             code = 1
     sys.exit(code)
 
 
-def _seconds(timeout: str | None) -> float | None:
+def seconds_of(timeout: str | None) -> float | None:
+    """What --timeout says. Raises UsageError."""
     try:
         return None if timeout is None else parse_duration(timeout)
     except ValueError as error:

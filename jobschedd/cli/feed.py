@@ -17,8 +17,9 @@ import msgspec
 
 from jobschedd.cli.context import note
 from jobschedd.client.api import CHUNK, CHUNK_BYTES
-from jobschedd.errors import InvalidJob, JobschedError, UsageError
+from jobschedd.errors import InvalidJob, JobschedError, NoParent, UsageError
 from jobschedd.job import Submission, Target
+from jobschedd.links import Refs, targets
 from jobschedd.submission import submission
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _LONGEST_LINE = 16 << 20
 _MOST_TARGETS = 1000
 
 Line = tuple[int, bytes]
+Numbered = tuple[int, Submission]
 
 
 class BadLine(InvalidJob):
@@ -78,6 +80,7 @@ def _were(count: int) -> str:
 class _Feed:
     def __init__(self, client: Client, path: str, defaults: Mapping[str, Any], durable: Durable | None) -> None:
         self._durable = durable
+        self._refs = Refs()
         self.submitted = 0
         self.read = 0
         self._client = client
@@ -99,7 +102,7 @@ class _Feed:
             yield from self._submit(lines)
 
     def _submit(self, lines: list[Line]) -> Iterator[list[str]]:
-        chunk: list[Submission] = []
+        chunk: list[Numbered] = []
         size = 0
         bad: BadLine | None = None
         for number, line in lines:
@@ -111,19 +114,24 @@ class _Feed:
             if chunk and (len(chunk) == CHUNK or size + len(job.spec) > CHUNK_BYTES):
                 yield self._send(chunk)
                 chunk, size = [], 0
-            chunk.append(job)
+            chunk.append((number, job))
             size += len(job.spec)
         if chunk:
             yield self._send(chunk)
         if bad is not None:
             raise bad
 
-    def _send(self, chunk: list[Submission]) -> list[str]:
+    def _send(self, chunk: list[Numbered]) -> list[str]:
         from jobschedd.cli.submit import submit_all
 
-        ids = submit_all(self._client, chunk, self._durable)
+        jobs = [job for _, job in chunk]
+        try:
+            ids = submit_all(self._client, jobs, self._durable, self._refs)
+        except NoParent as error:
+            number = next(number for number, job in chunk if error.parent in targets(job))
+            raise BadLine(self._path, number, error.field, error.problem) from None
         self.submitted += len(ids)
-        for job in chunk:
+        for job in jobs:
             if job.target not in self._targets and len(self._targets) < _MOST_TARGETS:
                 self._targets.add(job.target)
                 self._warn_unserved(job.target)
@@ -143,7 +151,7 @@ class _Feed:
         if not isinstance(item, dict):
             raise BadLine(self._path, number, "", 'must be a JSON object, such as {"command": ["true"]}')
         try:
-            return submission({**self._defaults, **item})
+            return self._refs.check(submission({**self._defaults, **item}))
         except InvalidJob as error:
             raise BadLine(self._path, number, error.field, error.problem) from None
 

@@ -40,7 +40,7 @@ def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -
     """List jobs, newest first. The reason is what a job waits for (see 'jobsched explain'), or why it ended so.
 
     \b
-    States:   pending, scheduled, dispatched, running, done.
+    States:   pending, scheduled, waiting, dispatched, running, done.
     Outcomes: succeeded, failed, timed_out, cancelled, lost, expired, skipped.
     """
     from jobschedd.client.api import statuses_of
@@ -138,8 +138,15 @@ def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[
     if header.priority:
         yield "priority", str(header.priority)
     yield "submitted", full_moment(header.submitted / 1000) + (f" by {safe(spec.submitter)}" if spec.submitter else "")
-    if view.status == "scheduled":
-        yield "due", full_moment(header.since / 1000)
+    if spec.after:
+        yield (
+            "after",
+            ", ".join(spec.after[:20]) + (f" and {len(spec.after) - 20} more" if len(spec.after) > 20 else ""),
+        )
+    if spec.workflow:
+        yield "workflow", f"{spec.workflow}; see: jobsched workflow show {spec.workflow}"
+    if view.due_ms:
+        yield "due", full_moment(view.due_ms / 1000)
     if header.expires:
         yield "expires", full_moment(header.expires / 1000)
     if result.started:

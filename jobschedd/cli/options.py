@@ -46,6 +46,12 @@ _OPTIONS = (
         multiple=True,
         help="At most N starts with this key within the period: api=10/m, api=5/30s; repeatable.",
     ),
+    click.option(
+        "--after",
+        metavar="ID[:ok|any|fail]",
+        multiple=True,
+        help="Run when this job has succeeded (ended, failed); all of several, a,b or repeated. [default: ok]",
+    ),
     click.option("--retries", type=int, metavar="N", help="Try again so many times after a failure. [default: 0]"),
     click.option("--retry-delay", metavar="DURATION", help="Pause before the first retry; it doubles. [default: 1s]"),
     click.option("--retry-on", metavar="CAUSE", multiple=True, help="Retry after this cause only; repeatable."),
@@ -83,7 +89,7 @@ _SPOKEN = {
     "resources": "--resource",
 }
 _NAMES = frozenset(
-    "channel node group cpus memory gpus priority at retries retry_delay retry_on timeout expires "
+    "channel node group cpus memory gpus priority at after retries retry_delay retry_on timeout expires "
     "lost_after overlap max_crashes key key_scope env cwd name stdin shell kwargs".split()
 )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jobschedd.client import Client, Job
     from jobschedd.client.session import Durable
     from jobschedd.job import Submission, Target
+    from jobschedd.links import Refs
 
 
 @click.command(
@@ -36,8 +37,9 @@ def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **opt
     generate | jobsched submit --file -
 
     With --file, the other options are defaults for its lines. A line's keys are the option names with underscores
-    ("--in" is "delay") plus "command" or "shell" or "function", "args", "kwargs". At a bad line it stops: what came
-    before it is submitted, nothing after it, and the exit code is 2.
+    ("--in" is "delay") plus "command" or "shell" or "function", "args", "kwargs", and "ref": a name by which the
+    "after" of later lines can mean this one. At a bad line it stops: what came before it is submitted, nothing after
+    it, and the exit code is 2.
     """
     durable = durable_from(options)
     if file is not None:
@@ -93,13 +95,14 @@ def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, 
 
 def submitted(client: Client, item: dict[str, Any], durable: Durable | None = None) -> Job:
     """Submit one job; say what its submitter should know. Raises InvalidJob, QueueFull, NotDurable."""
+    from jobschedd.links import Refs
     from jobschedd.submission import submission
 
     try:
-        checked = submission(item)
+        checked = Refs().check(submission(item))
+        (job_id,) = submit_all(client, [checked], durable)
     except InvalidJob as error:
         raise InvalidJob(option_of(error.field), error.problem) from None
-    (job_id,) = submit_all(client, [checked], durable)
     if durable is not None:
         note(f"durable: {durable.confirmed}")
     if checked.at_ms:
@@ -113,10 +116,10 @@ def submitted(client: Client, item: dict[str, Any], durable: Durable | None = No
     return Job(client, job_id)
 
 
-def submit_all(client: Client, jobs: list[Submission], durable: Durable | None) -> list[str]:
-    """One call of the submit script. Raises NotDurable, the ids printed already: the jobs are accepted."""
+def submit_all(client: Client, jobs: list[Submission], durable: Durable | None, refs: Refs | None = None) -> list[str]:
+    """One call of the submit script. Raises NoParent; NotDurable, the ids printed already: the jobs are accepted."""
     try:
-        return client.session.submit(jobs, durable)
+        return client.session.submit(jobs, durable, refs)
     except NotDurable as error:
         click.echo("\n".join(error.ids))
         raise

@@ -108,6 +108,7 @@ def _headline(now: Snapshot, before: Snapshot | None) -> str:
     parts = [
         f"{counts.pending} pending",
         f"{counts.scheduled} scheduled",
+        f"{counts.waiting} waiting for others",
         f"{counts.active} active",
         f"{counts.submitted} submitted so far",
     ]
@@ -120,7 +121,8 @@ def _headline(now: Snapshot, before: Snapshot | None) -> str:
 
 
 def _open(snapshot: Snapshot) -> int:
-    return snapshot.counts.pending + snapshot.counts.scheduled + snapshot.counts.active
+    counts = snapshot.counts
+    return counts.pending + counts.scheduled + counts.waiting + counts.active
 
 
 def _row(channel: ChannelView) -> tuple[str, ...]:

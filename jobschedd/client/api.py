@@ -9,14 +9,18 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from jobschedd.client.follow import Follower, Output
+from jobschedd.client.history import Histories
 from jobschedd.client.jobs import Job, checked_id, no_such_job
 from jobschedd.client.session import Durable, Session
 from jobschedd.client.waiting import ended
 from jobschedd.client.why import Explanation, explain
+from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
-from jobschedd.errors import InvalidJob, NoSuchJob, UsageError
+from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
 from jobschedd.limits import Rate, check_key, parse_limit
+from jobschedd.links import Refs, targets
+from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
@@ -68,6 +72,7 @@ class Options(TypedDict, total=False):
     limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
     rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
     hold: bool  # not dispatched before it is released
+    after: Any  # a job or its id, "ID:any", (job, "fail"), or a list of these: runs when all these conditions hold
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -140,7 +145,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Job:
         """Submit a call of ``module:function`` with arguments that JSON can say. Raises as ``submit``."""
-        name = function if isinstance(function, str) else _importable(function)
+        name = function if isinstance(function, str) else importable(function)
         return self._submit_one({"function": name, "args": args, "kwargs": kwargs or {}, **options})
 
     def submit_many(
@@ -149,44 +154,72 @@ class Client:
         """Submit many jobs, each a mapping with the keys of a JSONL line; the jobs in order. ``durable`` as an option.
 
         All items are checked before the first is submitted: InvalidJob means that none was, and its message starts
-        with the item's number, from 0. For a stream without end, or in flat memory, use ``submit_stream``.
+        with the item's number, from 0. An item may have a ``ref``, by which the ``after`` of later ones names it. For a
+        stream without end, or in flat memory, use ``submit_stream``.
         """
-        checked = [_numbered(number, item) for number, item in enumerate(items)]
+        refs = Refs()
+        checked = [_numbered(number, item, refs) for number, item in enumerate(items)]
         wish = durable_wish(durable, durable_within)
-        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish)]
+        self._insist_on_parents(checked)
+        return [job for chunk in _chunks(checked) for job in self._submit_chunk(chunk, wish, refs)]
 
     def submit_stream(self, items: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         """Submit jobs while ``items`` go by, in flat memory; each job once it is accepted.
 
         Raises InvalidJob at a bad item, after what came before it was submitted and yielded.
         """
+        return self._stream(items, 0, Refs())
+
+    def _stream(self, items: Iterable[Mapping[str, Any]], first: int, refs: Refs) -> Iterator[Job]:
+        """``first``: number of the first item, for messages; ``refs``: of what was submitted before."""
         chunk: list[Submission] = []
         error: InvalidJob | None = None
         size = 0
-        for number, item in enumerate(items):
+        for number, item in enumerate(items, first):
             try:
-                one = _numbered(number, item)
+                one = _numbered(number, item, refs)
             except InvalidJob as problem:
                 error = problem
                 break
             if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
-                yield from self._submit_chunk(chunk)
+                yield from self._submit_chunk(chunk, refs=refs)
                 chunk, size = [], 0
             chunk.append(one)
             size += len(one.spec)
         if chunk:
-            yield from self._submit_chunk(chunk)
+            yield from self._submit_chunk(chunk, refs=refs)
         if error is not None:
             raise error
 
-    def _submit_chunk(self, chunk: Sequence[Submission], durable: Durable | None = None) -> list[Job]:
-        ids = self.session.submit(chunk, durable)
+    def workflow(self, name: str = "") -> Workflow:
+        """Jobs that depend on each other, collected in a ``with`` block and submitted at its end, all or none.
+
+        with client.workflow("nightly") as w:
+            extract = w.submit(["./extract"])
+            load = w.submit(["./load"], after=extract)
+        w.wait()
+        """
+        return Workflow(self, name)
+
+    def _insist_on_parents(self, checked: Sequence[Submission]) -> None:
+        """Where it takes several calls, none may be made when a later one would be refused."""
+        if len(checked) <= 1 or not any(one.after for one in checked):
+            return
+        ids = {target: number for number, one in enumerate(checked) for target in targets(one) if target[0].isdigit()}
+        missing = self.session.patiently(lambda: self.session.inspect.missing(list(ids)))
+        if missing is not None:
+            raise NoParent(missing, f"item {ids[missing]}: after")
+
+    def _submit_chunk(
+        self, chunk: Sequence[Submission], durable: Durable | None = None, refs: Refs | None = None
+    ) -> list[Job]:
+        ids = self.session.submit(chunk, durable, refs)
         return [Job(self, job_id, durability=durable.confirmed if durable else None) for job_id in ids]
 
     def _submit_one(self, item: Mapping[str, Any]) -> Job:
         job = dict(item)
         durable = durable_wish(job.pop("durable", False), job.pop("durable_within", 10.0))
-        return self._submit_chunk([submission(job)], durable)[0]
+        return self._submit_chunk([Refs().check(submission(job))], durable)[0]
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -320,7 +353,7 @@ class Client:
     def retry_many(self, ends: Sequence[tuple[str, int]]) -> list[str]:
         """Run ended jobs once more, as ``retry``: (id, when it ended in ms), as ``matching`` gives them.
 
-        The ids of those that are pending now; the others had not ended, or ended anew since.
+        The ids of those that are pending (or waiting) now; the others had not ended, or ended anew since.
         """
         again: list[str] = []
         for start in range(0, len(ends), CHUNK):
@@ -329,11 +362,20 @@ class Client:
             answers = self.session.patiently(
                 lambda ids=ids, times=times: self.session.moves.retry(ids, times)  # type: ignore[misc]
             )
-            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer == RetryAnswer.PENDING]
+            good = (RetryAnswer.PENDING, RetryAnswer.WAITING)
+            again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer in good]
         return again
 
     def retry(self, job: AnyJob) -> Job:
-        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended."""
+        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended.
+
+        One that never started (it was skipped, cancelled, expired) is subject to its conditions (``after``) again.
+        """
+        self.retried(job)
+        return self._handle(job)
+
+    def retried(self, job: AnyJob) -> str:
+        """As ``retry``; where the job is now: pending, or waiting for what it is to run after."""
         job_id = checked_id(job)
         view = self.read(job_id)
         if not view.ended:
@@ -345,7 +387,49 @@ class Client:
             raise UsageError(f"job {job_id}: another job has its key {view.spec.key!r} now")
         if answer == RetryAnswer.UNKNOWN:
             raise no_such_job(job_id)
-        return Job(self, job_id)
+        return (State.WAITING if answer == RetryAnswer.WAITING else State.PENDING).word
+
+    def history(
+        self,
+        *,
+        job: AnyJob | None = None,
+        node: str = "",
+        channel: str = "",
+        name: str = "",
+        label: str = "",
+        cause: str = "",
+        schedule: str = "",
+        outcomes: Iterable[str] = (),
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        final: bool = False,
+        limit: int = 0,
+    ) -> Histories:
+        """Attempts that ended, newest first, from the histories of all live masters; they outlive the records.
+
+        ``channel``: CHANNEL or NODE/CHANNEL; ``name``: a shell-style pattern; ``since``, ``until``: when they ended, in
+        seconds since the epoch; ``final``: only accepted ends; ``limit``: at most so many. Raises UsageError; iterating
+        raises Unanswered where no master answers. Where some do not, ``problem`` says so afterwards.
+        """
+        owner, _, channel = channel.rpartition("/")
+        words = tuple(outcomes)
+        states, _ = statuses_of(words)
+        if states:
+            raise UsageError("a history is of what has ended: ask for outcomes")
+        query = Query(
+            job="" if job is None else checked_id(job),
+            node=node or owner,
+            channel=channel,
+            name=name,
+            label=label,
+            cause=cause,
+            schedule=schedule,
+            outcomes=tuple(word.strip().lower() for word in words),
+            since=_timestamp(since),
+            until=_timestamp(until),
+            final=final,
+        )
+        return Histories(self.session, query, limit)
 
     # -- the fleet --------------------------------------------------------------------------------------------
 
@@ -428,6 +512,10 @@ class Client:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
 
 
+def _timestamp(moment: float | datetime | None) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
+
+
 def durable_wish(durable: bool | int, within: float | str) -> Durable | None:
     """What a submitter asks for; None for nothing. Raises InvalidJob."""
     if not isinstance(durable, int) or durable < 0:
@@ -463,9 +551,9 @@ def statuses_of(words: Iterable[str]) -> tuple[set[State], set[Outcome]]:
     )
 
 
-def _numbered(number: int, item: Mapping[str, Any]) -> Submission:
+def _numbered(number: int, item: Mapping[str, Any], refs: Refs) -> Submission:
     try:
-        return submission(item)
+        return refs.check(submission(item))
     except InvalidJob as error:
         raise InvalidJob(f"item {number}: {error.field}", error.problem) from None
 
@@ -487,7 +575,8 @@ def _cancelled(job_id: str, answer: CancelAnswer, outcome: Outcome) -> Cancelled
     return Cancelled(job_id, answer.name.lower(), outcome.word if outcome else None)
 
 
-def _importable(function: Callable[..., Any]) -> str:
+def importable(function: Callable[..., Any]) -> str:
+    """``module:function``, as another machine can import it. Raises InvalidJob."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
     if not module or module == "__main__" or "<" in name:
         raise InvalidJob("function", f"{name!r} cannot be imported on another machine: put it at the top of a module")

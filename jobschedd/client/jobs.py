@@ -1,8 +1,7 @@
-"""Job: a handle on one submitted job."""
+"""Job: a handle on one submitted job; and what it shares with its asyncio twin."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,78 +9,41 @@ from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
 from jobschedd.store.durability import Durability
 from jobschedd.store.views import JobView
+from jobschedd.submission import JOB_ID
 
 if TYPE_CHECKING:
     from jobschedd.client.api import Cancelled, Changed, Client
     from jobschedd.client.follow import Output
     from jobschedd.client.why import Explanation
 
-_ID = re.compile(r"[1-9][0-9]{0,15}(_[0-9]{1,9})?", re.ASCII)
 
-
-def checked_id(value: str | int | Job) -> str:
+def checked_id(value: str | int | Reading) -> str:
     """The job id that ``value`` names. Raises UsageError for what can be none."""
-    text = value.id if isinstance(value, Job) else str(value)
-    if isinstance(value, bool) or _ID.fullmatch(text) is None:
+    text = value.id if isinstance(value, Reading) else str(value)
+    if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
         raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
     return text
 
 
-class Job:
-    """One job. Reading what may still change asks the store; once the job has ended, nothing does.
+class Reading:
+    """What can be read of a job, for whoever knows how to get at its record: ``_current``."""
 
-    Raises NoSuchJob where the record is gone (it ended, and its retention is over), and StoreUnavailable.
-    """
+    __slots__ = ("_view", "durability", "id")
 
-    __slots__ = ("_client", "_view", "durability", "id")
-
-    def __init__(
-        self, client: Client, job_id: str, view: JobView | None = None, durability: Durability | None = None
-    ) -> None:
+    def __init__(self, job_id: str, view: JobView | None, durability: Durability | None) -> None:
         #: What was confirmed of its submit, where that was asked for (``durable``).
         self.durability = durability
-        self._client = client
         self._view = view
         self.id = job_id
 
     def __repr__(self) -> str:
-        return f"<Job {self.id}{' ' + self._view.status if self._view is not None else ''}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and (other.id, other._client) == (self.id, self._client)
+        return f"<{type(self).__name__} {self.id}{' ' + self._view.status if self._view is not None else ''}>"
 
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def refresh(self) -> Job:
-        """Read the record again, unless the job had ended."""
-        self._current()
-        return self
-
-    def wait(self, timeout: float | None = None) -> Job:
-        """Wait for the end; the job itself. Raises WaitTimeout after ``timeout`` seconds (None: no limit)."""
-        self._client.wait([self], timeout)
-        return self
-
-    def follow(self) -> Iterator[Output]:
-        """The job's output, piece by piece as it comes, until the job has ended."""
-        return self._client.follow(self)
-
-    def cancel(self) -> Cancelled:
-        """Ask for the end of the job."""
-        return self._client.cancel([self])[0]
-
-    def explain(self) -> Explanation:
-        """Why it is where it is, and what would let it go on."""
-        return self._client.explain(self)
-
-    def hold(self, reason: str = "") -> Changed:
-        """Keep it from being dispatched, while it waits."""
-        return self._client.hold([self], reason)[0]
-
-    def release(self) -> Changed:
-        """Let it go on."""
-        return self._client.release([self])[0]
+    def _current(self) -> JobView:
+        raise NotImplementedError
 
     @property
     def view(self) -> JobView:
@@ -164,11 +126,6 @@ class Job:
         """What it wrote to its standard error, as ``output``."""
         return _joined(self._finished().result.stderr)
 
-    def _current(self) -> JobView:
-        if self._view is None or not self._view.ended:
-            self._view = self._client.read(self.id)
-        return self._view
-
     def _finished(self) -> JobView:
         view = self._current()
         if not view.ended:
@@ -178,6 +135,62 @@ class Job:
     def settle(self, view: JobView | None) -> None:
         """Told by a wait: this is the record at its end, or None where it is gone."""
         self._view = view if view is not None else self._view
+
+
+class Job(Reading):
+    """One job. Reading what may still change asks the store; once the job has ended, nothing does.
+
+    Raises NoSuchJob where the record is gone (it ended, and its retention is over), and StoreUnavailable.
+    """
+
+    __slots__ = ("_client",)
+
+    def __init__(
+        self, client: Client, job_id: str, view: JobView | None = None, durability: Durability | None = None
+    ) -> None:
+        super().__init__(job_id, view, durability)
+        self._client = client
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and (other.id, other._client) == (self.id, self._client)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def refresh(self) -> Job:
+        """Read the record again, unless the job had ended."""
+        self._current()
+        return self
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait for the end; the job itself. Raises WaitTimeout after ``timeout`` seconds (None: no limit)."""
+        self._client.wait([self], timeout)
+        return self
+
+    def follow(self) -> Iterator[Output]:
+        """The job's output, piece by piece as it comes, until the job has ended."""
+        return self._client.follow(self)
+
+    def explain(self) -> Explanation:
+        """Why it is where it is, and what would let it go on."""
+        return self._client.explain(self)
+
+    def hold(self, reason: str = "") -> Changed:
+        """Keep it from being dispatched, while it waits."""
+        return self._client.hold([self], reason)[0]
+
+    def release(self) -> Changed:
+        """Let it go on."""
+        return self._client.release([self])[0]
+
+    def cancel(self) -> Cancelled:
+        """Ask for the end of the job."""
+        return self._client.cancel([self])[0]
+
+    def _current(self) -> JobView:
+        if self._view is None or not self._view.ended:
+            self._view = self._client.read(self.id)
+        return self._view
 
 
 def no_such_job(job_id: str) -> NoSuchJob:

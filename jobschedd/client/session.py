@@ -16,11 +16,13 @@ from jobschedd.durations import format_duration
 from jobschedd.errors import NotDurable, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission
-from jobschedd.store.connect import check_server, connect
+from jobschedd.links import Refs, linked, within
+from jobschedd.store.attempts import Archives
+from jobschedd.store.connect import blocking, check_server, connect
 from jobschedd.store.durability import Durability, confirm
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.keys import Keys
-from jobschedd.store.listen import Inbox, LiveOutput
+from jobschedd.store.listen import BLOCK, Inbox, LiveOutput
 from jobschedd.store.moves import Moves, OperationSlot
 
 Answer = TypeVar("Answer")
@@ -87,20 +89,43 @@ class Session:
         while True:
             yield False
 
-    def submit(self, submissions: Sequence[Submission], durable: Durable | None = None) -> list[str]:
+    def submit(
+        self,
+        submissions: Sequence[Submission],
+        durable: Durable | None = None,
+        refs: Refs | None = None,
+        workflow: str | None = None,
+    ) -> list[str]:
         """One call of the submit script. However often it is sent, it has one effect.
 
-        ``durable``: wait until it is known to survive; what was confirmed stays there. Raises NotDurable.
+        ``durable``: wait until it is known to survive; what was confirmed stays there. ``refs``: has checked the
+        submissions and learns their ids. ``workflow``: its name; they are one. Raises NoParent, NotDurable.
         """
         self.reach()
+        jobs, first = self._linked(submissions, refs or Refs(), workflow is not None)
+        about = "" if workflow is None else f"{first}:{len(jobs)}:{workflow}"
         with self._slot() as slot:
             slot.sequence += 1
             failpoint("client.submit.before")
-            ids = self.patiently(lambda: self.moves.submit(submissions, slot))
+            ids = self.patiently(lambda: self.moves.submit(jobs, slot, workflow=about))
             failpoint("client.submit.after")
+            if refs is not None:
+                refs.ids |= {job.ref: job_id for job, job_id in zip(jobs, ids, strict=True) if job.ref}
             if durable is not None:
                 self._confirm(ids, slot, durable)
         return ids
+
+    def _linked(
+        self, submissions: Sequence[Submission], refs: Refs, workflow: bool
+    ) -> tuple[Sequence[Submission], int]:
+        """With ids in the place of refs. Those that refer to each other get theirs first."""
+        first = 0
+        if workflow or within(submissions):
+            first = self.patiently(lambda: self.moves.reserve(len(submissions)))
+            failpoint("client.reserve.after")
+        elif not any(submission.after for submission in submissions):
+            return submissions, 0
+        return linked(submissions, refs.ids, first, workflow), first
 
     def _confirm(self, ids: list[str], slot: OperationSlot, durable: Durable) -> None:
         try:
@@ -138,6 +163,11 @@ class Session:
     def live_output(self, job_id: str) -> LiveOutput:
         """The live output of one job, on a connection of its own."""
         return LiveOutput(self.config, self.keys, self._name, job_id)
+
+    def archives(self) -> Archives:
+        """A way to ask the masters about their histories, on a connection of its own."""
+        self.reach()
+        return Archives(self._redis, blocking(self.config, self._name, BLOCK), self.keys)
 
     def close(self) -> None:
         """Give all connections up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -24,62 +25,105 @@ Ended = tuple[str, JobView | None]
 
 def ended(session: Session, ids: Iterable[str], timeout: float | None) -> Iterator[Ended]:
     """Each job as it ends; with None for one whose record is gone. Raises WaitTimeout, StoreUnavailable."""
-    waiting = dict.fromkeys(ids)
-    total = len(waiting)
     deadline = None if timeout is None else time.monotonic() + timeout
     with session.inbox() as inbox:
-        yield from _register(session, inbox, waiting, list(waiting))
+        watch = Watch(session, inbox)
+        total = watch.add(ids)
+        yield from watch.register()
         failpoint("client.wait.registered")
-        looked = time.monotonic()
-        while waiting:
+        while len(watch):
             left = BLOCK if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise _too_late(len(waiting), total, timeout or 0.0)
-            try:
-                told = inbox.take(left)
-            except StoreUnavailable:
-                # What was on its way to us may be lost: registering again tells of it.
-                inbox.forget()
-                yield from _register(session, inbox, waiting, list(waiting))
-                continue
-            if told:
-                failpoint("client.wait.told")
-            yield from _fetch(session, inbox, waiting, told)
-            if time.monotonic() - looked > _LOOK_AGAIN:
-                some = list(islice(waiting, _LOOK_AT))
-                for job_id in some:  # to the end of the queue
-                    del waiting[job_id]
-                    waiting[job_id] = None
-                yield from _register(session, inbox, waiting, some)
-                looked = time.monotonic()
+                raise too_late(len(watch), total, timeout or 0.0)
+            yield from watch.turn(left)
 
 
-def _register(session: Session, inbox: Inbox, waiting: dict[str, None], ids: list[str]) -> Iterator[Ended]:
-    for start in range(0, len(ids), _REGISTER):
-        some = ids[start : start + _REGISTER]
-        records = session.patiently(lambda some=some: inbox.watch(some))  # type: ignore[misc]
-        for job_id, record in zip(some, records, strict=True):
-            if record != b"":
-                del waiting[job_id]
-                yield job_id, None if record is None else JobView(job_id, record)
+class Watch:
+    """The jobs that one inbox waits for. One thread takes turns; others may add, register and drop meanwhile."""
+
+    def __init__(self, session: Session, inbox: Inbox) -> None:
+        self._session = session
+        self._inbox = inbox
+        self._waiting: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, ids: Iterable[str]) -> int:
+        """Wait for these too, once they are registered; for how many in all."""
+        with self._lock:
+            self._waiting.update(dict.fromkeys(ids))
+            return len(self._waiting)
+
+    def drop(self, job_id: str) -> None:
+        """Nobody waits for this one any more."""
+        with self._lock:
+            self._waiting.pop(job_id, None)
+
+    def register(self, ids: Iterable[str] | None = None) -> Iterator[Ended]:
+        """Ask to be told of these (None: of all); at once those that had ended."""
+        with self._lock:
+            some = [job_id for job_id in (self._waiting if ids is None else ids) if job_id in self._waiting]
+        for start in range(0, len(some), _REGISTER):
+            part = some[start : start + _REGISTER]
+            records = self._session.patiently(lambda part=part: self._inbox.watch(part))  # type: ignore[misc]
+            for job_id, record in zip(part, records, strict=True):
+                if record != b"":
+                    yield from self._ended(job_id, None if record is None else JobView(job_id, record))
+
+    def turn(self, patience: float) -> Iterator[Ended]:
+        """What ended, waiting for the first up to ``patience`` seconds (1 s at most)."""
+        try:
+            told = self._inbox.take(patience)
+        except StoreUnavailable:
+            # What was on its way to us may be lost: registering again tells of it.
+            self._inbox.forget()
+            yield from self.register()
+            return
+        if told:
+            failpoint("client.wait.told")
+        yield from self._fetch(told)
+        if time.monotonic() - self._looked > _LOOK_AGAIN:
+            yield from self._look_again()
+
+    def _look_again(self) -> Iterator[Ended]:
+        with self._lock:
+            some = list(islice(self._waiting, _LOOK_AT))
+            for job_id in some:  # to the end of the queue
+                del self._waiting[job_id]
+                self._waiting[job_id] = None
+        yield from self.register(some)
+        self._looked = time.monotonic()
+
+    def _fetch(self, told: list[str]) -> Iterator[Ended]:
+        with self._lock:
+            mine = [job_id for job_id in dict.fromkeys(told) if job_id in self._waiting]
+        for start in range(0, len(mine), _FETCH):
+            some = mine[start : start + _FETCH]
+            records = self._session.patiently(
+                lambda some=some: self._session.inspect.records(some)  # type: ignore[misc]
+            )
+            again = []
+            for job_id, record in zip(some, records, strict=True):
+                view = None if record is None else JobView(job_id, record)
+                if view is not None and not view.ended:
+                    again.append(job_id)  # told of an end before the last: somebody retried it
+                else:
+                    yield from self._ended(job_id, view)
+            yield from self.register(again)
+
+    def _ended(self, job_id: str, view: JobView | None) -> Iterator[Ended]:
+        """Once: a thread that registers it and the one that is told may both see its end."""
+        with self._lock:
+            if job_id not in self._waiting:
+                return
+            del self._waiting[job_id]
+        yield job_id, view
 
 
-def _fetch(session: Session, inbox: Inbox, waiting: dict[str, None], told: list[str]) -> Iterator[Ended]:
-    mine = [job_id for job_id in dict.fromkeys(told) if job_id in waiting]
-    for start in range(0, len(mine), _FETCH):
-        some = mine[start : start + _FETCH]
-        records = session.patiently(lambda some=some: session.inspect.records(some))  # type: ignore[misc]
-        again = []
-        for job_id, record in zip(some, records, strict=True):
-            view = None if record is None else JobView(job_id, record)
-            if view is not None and not view.ended:
-                again.append(job_id)  # told of an end before the last: somebody retried it
-                continue
-            del waiting[job_id]
-            yield job_id, view
-        yield from _register(session, inbox, waiting, again)
-
-
-def _too_late(missing: int, total: int, timeout: float) -> WaitTimeout:
+def too_late(missing: int, total: int, timeout: float) -> WaitTimeout:
+    """The error of a wait of ``total`` jobs in all."""
     what = "the job has" if total == 1 else f"{missing} of {total} jobs have"
     return WaitTimeout(f"{what} not ended within {format_duration(timeout)}")

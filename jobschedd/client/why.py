@@ -111,6 +111,37 @@ def scheduled(facts: Facts) -> Reason | None:
     return Reason("scheduled", lambda: f"It waits until it is due, at {moment(facts.header.since, facts)}.")
 
 
+def dependency(facts: Facts) -> Reason | None:
+    """Other jobs must end first."""
+    return Reason("dependency", lambda: _dependency(facts))
+
+
+def _dependency(facts: Facts) -> str:
+    conditions = dict(condition.rpartition(":")[::2] for condition in facts.spec.after)
+    awaited = facts.inspect.awaited(facts.view.id)
+    missing = [parent for parent in conditions if parent in awaited]
+    due = facts.view.due_ms
+    besides = f", but not before {moment(due, facts)}" if due else ""
+    if Flag.HELD in facts.header.flags:
+        besides += f", and is held then until 'jobsched release {facts.view.id}'"
+    if not missing:
+        return f"What it waited for has come: a master lets it go on in a moment{besides}."
+    wishes = [_wish(facts, parent, conditions[parent]) for parent in missing[:_SHOWN]]
+    if len(missing) > _SHOWN:
+        wishes.append(f"{len(missing) - _SHOWN} more jobs have ended as it asks")
+    return f"It waits for {len(missing)} of {len(conditions)} jobs: it goes on when {' and '.join(wishes)}{besides}."
+
+
+_WISHES = {"ok": "has succeeded", "any": "has ended", "fail": "has ended without success"}
+
+
+def _wish(facts: Facts, parent: str, condition: str) -> str:
+    view = facts.inspect.job(parent)
+    name = f" ({view.spec.name})" if view is not None and view.spec.name else ""
+    now = "it has no record" if view is None else f"it {'has ended: ' if view.ended else 'is '}{view.status}"
+    return f"job {parent}{name} {_WISHES.get(condition, condition)} ({now})"
+
+
 def held(facts: Facts) -> Reason | None:
     """A user holds it."""
     if Flag.HELD not in facts.header.flags:
@@ -346,7 +377,7 @@ def _last_line(error: str) -> str:
 
 #: By state, what is asked in this order. To add a reason: write a function, and put it where it takes precedence.
 REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
-    State.WAITING: (data_lost, held),
+    State.WAITING: (data_lost, no_master, dependency, held),
     State.SCHEDULED: (data_lost, held, publish_again, back_off, scheduled),
     State.PENDING: (
         data_lost,

@@ -10,9 +10,10 @@ from urllib.parse import unquote
 import msgspec
 
 from jobschedd.config.document import Document
-from jobschedd.config.model import Config, RedisConfig, socket_path
+from jobschedd.config.model import Config, HookConfig, RedisConfig, socket_path
 from jobschedd.config.reader import Reader
 from jobschedd.config.values import Secret, shown
+from jobschedd.durations import format_duration
 
 _LONGEST_SOCKET_PATH = 107  # bytes that fit a Unix socket's address
 
@@ -24,6 +25,41 @@ def check(config: Config, document: Document, reader: Reader) -> None:
     _check_gpus(config, reader)
     _check_redis(config, reader)
     _check_timing(config, reader)
+    _check_history(config, reader)
+    _check_hooks(config, reader)
+
+
+def _check_hooks(config: Config, reader: Reader) -> None:
+    names: set[str] = set()
+    for index, hook in enumerate(config.master.hooks):
+        path = ("master", "hooks", index)
+        if not reader.sound(*path):
+            continue
+        for field, problem in _problems_of(hook, names):
+            reader.mistake((*path, field), problem, at=path)
+        names.add(hook.name)
+
+
+def _problems_of(hook: HookConfig, names: set[str]) -> Iterator[tuple[str, str]]:
+    if hook.name in names:
+        yield "name", f"hook {shown(hook.name)} exists already"
+    if not hook.on:
+        yield "on", "needs at least one of success, failure, late, node_down, node_up"
+    if sum((bool(hook.command), hook.webhook is not None, bool(hook.job))) != 1:
+        yield "command", "give exactly one of command, webhook, job"
+    if ("late" in hook.on) == (hook.start_within is None and hook.end_within is None):
+        yield "on", "late, and start_within or end_within, belong together"
+    if hook.webhook is not None and not hook.webhook.reveal().startswith(("https://", "http://")):
+        yield "webhook", "must be a URL that begins with https:// or http://"
+    if hook.token is not None and hook.token_file is not None:
+        yield "token_file", "give token or token_file, not both"
+
+
+def _check_history(config: Config, reader: Reader) -> None:
+    keep, records = config.master.history_keep, max(config.master.keep.succeeded, config.master.keep.failed)
+    if reader.sound("master", "keep") and reader.sound("master", "history_keep") and 0 < keep < records:
+        message = f"is shorter than records stay in Redis (keep: {format_duration(records)}); 0 means for ever"
+        reader.mistake(("master", "history_keep"), message, at=("master", "keep"))
 
 
 def _check_roles(config: Config, reader: Reader) -> None:

@@ -62,10 +62,10 @@ class Document:
         return None
 
 
-def decode(data: bytes) -> tuple[str, Mistake | None]:
+def decode(data: bytes, largest: int = LARGEST_FILE) -> tuple[str, Mistake | None]:
     """The text of a file, or why it has none."""
-    if len(data) > LARGEST_FILE:
-        return "", Mistake(None, (), f"is larger than {LARGEST_FILE // 1024} KiB: not a configuration file")
+    if len(data) > largest:
+        return "", Mistake(None, (), f"is larger than {largest // 1024} KiB: not a configuration file")
     if data.startswith(b"\xef\xbb\xbf"):
         return "", Mistake(1, (), "starts with a byte order mark: save it as UTF-8 without BOM")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -82,8 +82,11 @@ def decode(data: bytes) -> tuple[str, Mistake | None]:
     return content, None
 
 
-def parse(content: str, hostname: str, environ: Mapping[str, str]) -> Document:
-    """Build the document from ``content``; the arguments fill in ``${hostname}`` and ``${NAME}``."""
+def parse(content: str, hostname: str, environ: Mapping[str, str] | None) -> Document:
+    """Build the document from ``content``; the arguments fill in ``${hostname}`` and ``${NAME}``.
+
+    With None for ``environ`` nothing is filled in: such text is the file's own.
+    """
     import yaml  # a client with a URL never needs it
 
     document = Document()
@@ -109,7 +112,7 @@ class _Builder:
     """Walks PyYAML's events once; every mistake that leaves the walk possible is noted and passed over."""
 
     def __init__(
-        self, events: Iterator[yaml.Event], document: Document, hostname: str, environ: Mapping[str, str]
+        self, events: Iterator[yaml.Event], document: Document, hostname: str, environ: Mapping[str, str] | None
     ) -> None:
         self._events = events
         self._document = document
@@ -186,7 +189,7 @@ class _Builder:
 
     def _scalar(self, event: yaml.ScalarEvent, path: Path) -> Any:
         plain = event.implicit[0] and event.style in (None, "")
-        if "${" not in event.value:
+        if self._environ is None or "${" not in event.value:
             return resolve(event.value) if plain else event.value
         content = self._substituted(event, path)
         if content is None:
@@ -214,7 +217,7 @@ class _Builder:
         if name == "hostname":
             return self._hostname
         # As in the shell: ${NAME:-default} stands in for an empty variable too.
-        content = self._environ.get(name)
+        content = (self._environ or {}).get(name)
         if default is not None:
             return content or default
         if content is None:

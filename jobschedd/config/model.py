@@ -25,6 +25,7 @@ from jobschedd.config.values import (
     PositiveDuration,
     RedisUrl,
     Resources,
+    Retries,
     Roles,
     Secret,
     Size,
@@ -83,12 +84,35 @@ class Budgets(Struct, frozen=True, kw_only=True):
     reserve: Budget = 0.1  # what is left free for results: beyond, submits are refused
 
 
+class HookConfig(Struct, frozen=True, kw_only=True):
+    """Whom to tell of what: exactly one of ``command`` (on the master), ``webhook`` and ``job`` (on a channel)."""
+
+    name: Name
+    on: tuple[Literal["success", "failure", "late", "node_down", "node_up"], ...]
+    jobs: Text = "*"  # a pattern over the names of jobs
+    nodes: Text = "*"  # a pattern over nodes
+    start_within: PositiveDuration | None = None  # late: still waits for a channel after this time
+    end_within: PositiveDuration | None = None  # late: still runs after this time
+    command: Argv = ()
+    webhook: Password | None = None  # a URL: it may hold a secret
+    token: Password | None = None  # sent as "Authorization: Bearer ..."
+    token_file: FilePath | None = None  # read at every call
+    ca_file: FilePath | None = None
+    job: Argv = ()
+    job_channel: Text = ""
+    timeout: PositiveDuration = 30.0
+    retries: Retries = 8
+
+
 class MasterConfig(Struct, frozen=True, kw_only=True):
     """What the dispatcher and the collector go by."""
 
     placement: Literal["least_loaded", "round_robin", "random"] = "least_loaded"
     channels: Names = ()
     history: FilePath = ""  # "" until load() puts <state_dir>/history.db there
+    history_keep: Duration = 90 * 86400.0  # 0: for ever
+    history_max_size: Size = 10 * 1024**3  # bytes; beyond, the oldest rows go
+    hooks: tuple[HookConfig, ...] = ()
     keep: Keep = Keep()
     budgets: Budgets = Budgets()
     result_timeout: PositiveDuration = 3600.0

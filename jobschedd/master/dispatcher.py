@@ -1,4 +1,4 @@
-"""The dispatcher: pending jobs -> dispatch channels, what is due -> pending, lost work -> back.
+"""The dispatcher: pending jobs -> dispatch channels, what is due or unblocked -> pending, lost work -> back.
 
 It blocks on the bell and keeps in memory what placement looks at: how much is pending of each class and
 priority, and the window and entries of each channel. Every answer of the store corrects that picture; after
@@ -30,6 +30,9 @@ log = get_logger(__name__)
 #: Jobs that one script call may move: it bounds how long the server is busy with us (about 10 ms).
 JOBS_PER_CALL = 1000
 ENTRIES_PER_REQUEUE = 500
+#: Conditions of waiting jobs that one look checks; how often. About a millisecond of the server's time.
+CONDITIONS_PER_CHECK = 1000
+RECHECK_EVERY = 1.0
 #: Rounds of dispatching before the bell and the lead are looked at again.
 ROUNDS = 8
 #: Classes that are remembered even if nothing of them is pending: looking them up anew costs a little.
@@ -106,6 +109,7 @@ class Dispatcher:
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
+        self._to_unblock = False  # jobs may wait to be told of ends
         self._due_at = 0.0  # boot time at which something scheduled is due
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
@@ -116,6 +120,7 @@ class Dispatcher:
             Cadence(reap_scan, self._keep_deadlines),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
+            Cadence(RECHECK_EVERY, self._recheck_waiting),
             Cadence(CHECK_EVERY, self._check),
             Cadence(LOOK_EVERY, self._look_after_memory),
         ]
@@ -172,6 +177,7 @@ class Dispatcher:
             failpoint("dispatcher.survey.after")
         self._listen()
         self._promote_due()
+        self._unblock()
         self._keep_cadences()
         self._take_back()
         self._dispatch()
@@ -244,6 +250,7 @@ class Dispatcher:
         self._acknowledge_drains()
         self._due_at = 0.0
         self._see_ages()
+        self._to_unblock = True
         self._surveyed = True
 
     def _listen(self) -> None:
@@ -262,7 +269,7 @@ class Dispatcher:
                 log.warning("the bell rang something unreadable", heard=":".join(message)[:80])
 
     def _patience(self) -> float:
-        if self._more_to_do:
+        if self._more_to_do or self._to_unblock:
             return 0.0
         now = self._clock.boottime()
         soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
@@ -284,6 +291,8 @@ class Dispatcher:
                 self._say_goodbye(incarnation)
             case ["s"]:
                 self._due_at = 0.0
+            case ["unblock"]:
+                self._to_unblock = True
             case ["a"]:
                 self._look_at_everything()
             case ["f", *limit]:
@@ -370,6 +379,23 @@ class Dispatcher:
             failpoint("dispatcher.promote.after")
             log.debug("due", promoted=promoted, expired=expired)
         self._due_at = now + min(SURVEY_EVERY, SURVEY_EVERY if soonest is None else soonest)
+
+    def _unblock(self) -> None:
+        """Tell those that wait for ended jobs, a call's worth a turn: there may be a million of them."""
+        if not self._to_unblock:
+            return
+        failpoint("dispatcher.unblock.before")
+        answer = self._moves.unblock(self._leadership.fence, self._keep_ms, JOBS_PER_CALL)
+        self._to_unblock = answer.left > 0
+        if answer.seen:
+            failpoint("dispatcher.unblock.after")
+            log.debug("unblocked", jobs=answer.unblocked, skipped=answer.skipped, ends_left=answer.left)
+
+    def _recheck_waiting(self) -> None:
+        _, mended = self._moves.recheck(self._leadership.fence, CONDITIONS_PER_CHECK)
+        if mended:
+            log.warning("jobs waited for what is gone, or does not know of them", conditions=mended)
+            self._to_unblock = True
 
     def _repeat_hints(self) -> None:
         self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)

@@ -209,4 +209,4 @@ class Guard:
         return self._marks.settle(fence, ends, [self._keep(end.outcome) for end in ends])
 
 
-_OPEN = frozenset({State.PENDING, State.SCHEDULED, State.DISPATCHED, State.RUNNING})
+_OPEN = frozenset({State.PENDING, State.SCHEDULED, State.WAITING, State.DISPATCHED, State.RUNNING})

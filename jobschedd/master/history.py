@@ -28,18 +28,36 @@ CREATE TABLE IF NOT EXISTS attempts (
     dispatched REAL NOT NULL,
     started REAL NOT NULL,
     ended REAL NOT NULL,
-    spec BLOB NOT NULL,
+    labels TEXT NOT NULL DEFAULT '',    -- ",gpu,large,"
+    schedule TEXT NOT NULL DEFAULT '',
+    error TEXT NOT NULL DEFAULT '',
+    spec BLOB NOT NULL,             -- both after everything that is looked at row by row
     result BLOB NOT NULL,
     -- A job may end between two attempts, too: then its last attempt has a row that is not final and one that is.
     PRIMARY KEY (incarnation, job, attempt, final)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS attempts_by_end ON attempts (ended);
-PRAGMA user_version = 1;
+) WITHOUT ROWID
 """
-_INSERT = "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+VERSION = 2
+#: What version 1 did not have. Adding it takes no time, however many rows there are.
+_ADDED_IN_2 = ("labels", "schedule", "error")
+#: Everything that a question can ask about, in the order of the answers: rows are read only where all of it fits. It
+#: grows at its end, so that it costs the collector little. Built by whoever tidies up, where an old file lacks it.
+CATALOGUE = """
+CREATE INDEX IF NOT EXISTS attempts_catalogue ON attempts (
+    ended, incarnation, job, attempt, final, node, channel, outcome, cause, name, labels, schedule
+)
+"""
+_COLUMNS = (
+    "incarnation, job, attempt, final, name, what, node, channel, outcome, cause, exit_code, signal,"
+    " submitted, dispatched, started, ended, spec, result, labels, schedule, error"
+)
+_INSERT = f"INSERT OR IGNORE INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 21)})"
 
 #: Seconds that a file locked by somebody else may hold up the collector: verdicts wait as long.
 LOCK_PATIENCE = 0.5
+
+#: Characters of an error that stand in a column of their own: its end, where the exception is. All is in ``result``.
+LONGEST_ERROR = 1000
 
 Row = tuple[str | int | float | bytes | None, ...]
 _UNREADABLE = Spec()
@@ -73,7 +91,15 @@ def row(
         result.ended,
         spec_bytes,
         packed,
+        label_text(spec.labels),
+        getattr(spec, "schedule", "") or "",
+        result.error[-LONGEST_ERROR:],
     )
+
+
+def label_text(labels: Sequence[str]) -> str:
+    """How the labels of a job stand in their column: each between commas."""
+    return f",{','.join(labels)}," if labels else ""
 
 
 def _small(number: int | None) -> int | None:
@@ -91,7 +117,7 @@ class History:
     def add(self, rows: Sequence[Row]) -> None:
         """Insert in one transaction; rows that are there already are left alone."""
         try:
-            with self._open() as database:
+            with self.database() as database:
                 database.executemany(_INSERT, rows)
         except sqlite3.Error:
             self.close()  # the next try opens the file anew: it may be another one by then
@@ -99,7 +125,7 @@ class History:
 
     def highest_id(self) -> int:
         """The highest job id that ever ended here; 0 for none."""
-        (highest,) = self._open().execute("SELECT MAX(CAST(job AS INTEGER)) FROM attempts").fetchone()
+        (highest,) = self.database().execute("SELECT MAX(CAST(job AS INTEGER)) FROM attempts").fetchone()
         return int(highest or 0)
 
     def ends_of(self, incarnation: str, jobs: Sequence[str]) -> list[tuple[str, int, float, Outcome, bytes]]:
@@ -108,7 +134,7 @@ class History:
             "SELECT job, MAX(attempt), ended, outcome, result FROM attempts"
             " WHERE final = 1 AND incarnation = ? AND job IN (SELECT value FROM json_each(?)) GROUP BY job"
         )
-        found = self._open().execute(query, (incarnation, json.dumps(list(jobs))))
+        found = self.database().execute(query, (incarnation, json.dumps(list(jobs))))
         words = {outcome.word: outcome for outcome in Outcome}
         return [(job, attempt, ended, words[word], result) for job, attempt, ended, word, result in found]
 
@@ -118,7 +144,8 @@ class History:
         if database is not None:
             database.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def database(self) -> sqlite3.Connection:
+        """The connection, opened at first use: the file is made, or brought to this version's format, where need be."""
         if self._database is None:
             self._create_file()
             self._database = sqlite3.connect(self.path, timeout=LOCK_PATIENCE)
@@ -138,4 +165,22 @@ class History:
         # A power cut may cost the last rows, never the file: the result stream is trimmed after the commit, and
         # the record in Redis stays for its retention.
         database.execute("PRAGMA synchronous = NORMAL")
-        database.executescript(_SCHEMA)
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version == VERSION:
+            return
+        if version > VERSION:
+            raise sqlite3.DatabaseError(f"the file is of a newer version of jobschedd (format {version})")
+        with database:
+            database.execute("BEGIN IMMEDIATE")  # two processes may open an old file at once
+            _migrate(database)
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        database.execute(_SCHEMA)
+        database.execute(CATALOGUE)
+    elif version == 1:
+        for column in _ADDED_IN_2:
+            database.execute(f"ALTER TABLE attempts ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+    database.execute(f"PRAGMA user_version = {VERSION}")

@@ -34,7 +34,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection
 
 from jobschedd.config import RedisConfig
-from jobschedd.errors import DataLost, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, NoParent, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
 from jobschedd.store.direct import Direct
 
 #: Seconds that a command may take before the connection counts as dead.
@@ -199,6 +199,10 @@ def translate(error: RedisError) -> Exception:
         return DataLost(text.partition("DATALOST ")[2])
     if "QUEUEFULL" in text:
         return QueueFull(text.partition("QUEUEFULL ")[2])
+    if "NOPARENT" in text:
+        return NoParent(text.partition("NOPARENT ")[2])
+    if "IDTAKEN" in text:
+        return StoreRefused("Redis went back to older data in the middle of this submit: submit again")
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
         return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(

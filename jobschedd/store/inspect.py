@@ -7,6 +7,7 @@ is found where it waits (pending lists, the scheduled set, dispatch streams), ho
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -23,7 +24,7 @@ from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
 from jobschedd.store.survey import Survey
-from jobschedd.store.views import ChannelView, Counts, JobView, NodeView, by_node
+from jobschedd.store.views import NO_RECORD, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
 #: Ids that one call of the scan script looks at: about a millisecond of the server's time.
 _SCAN = 2000
@@ -142,7 +143,7 @@ class Inspect:
 
     def _ids(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
         waiting = set(states)
-        if outcomes or not states or waiting & {State.DONE, State.WAITING}:
+        if outcomes or not states or State.DONE in waiting:
             return self._walk(states, outcomes)
         if waiting == {State.SCHEDULED}:
             return self._scheduled_ids()
@@ -151,6 +152,8 @@ class Inspect:
             sources.append(sorted(self._scheduled_ids(), key=int, reverse=True))
         if waiting & _ACTIVE:
             sources.append(self._active_ids())
+        if State.WAITING in waiting:
+            sources.append(self._waiting_ids())
         if State.PENDING in waiting:
             sources.append(self._pending_ids())
             sources.append(self._held_ids())
@@ -191,6 +194,11 @@ class Inspect:
             yield from (job_id.decode() for job_id in page)
             if len(page) < 1000:
                 return
+
+    def _waiting_ids(self) -> list[str]:
+        with translated():
+            ids = [_text(job_id) for job_id in self.client.zrange(self.keys.waiting, 0, -1)]
+        return sorted((job_id for job_id in ids if job_id.isdigit()), key=int, reverse=True)
 
     def _active_ids(self) -> list[str]:
         with translated():
@@ -283,6 +291,56 @@ class Inspect:
                 entries = self.client.xrange(self.keys.dispatch(incarnation), count=most + 1)
             ids += [_text(fields[b"job"]) for _, fields in entries if fields and b"job" in fields]
         return ids[: most + 1]
+
+    # -- jobs that depend on each other -----------------------------------------------------------------------
+
+    def missing(self, ids: list[str]) -> str | None:
+        """The first of these jobs that has no record."""
+        for some in _chunks(ids, 1000):
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for job_id in some:
+                    pipeline.exists(self.keys.job(job_id))
+                for job_id, there in zip(some, pipeline.execute(), strict=True):
+                    if not there:
+                        return job_id
+        return None
+
+    def awaited(self, job_id: str) -> set[str]:
+        """The jobs that this one waits for still."""
+        with translated():
+            return {_text(parent) for parent in self.client.smembers(self.keys.awaits(job_id))}
+
+    def workflows(self, limit: int = 0) -> Iterator[WorkflowView]:
+        """Workflows, newest first, as long as any of their jobs has a record. ``limit``: at most so many, 0 for all."""
+        with translated():
+            texts = [_text(text) for text in self.client.zrange(self.keys.workflows, 0, -1, desc=True)]
+        views = (self._workflow(text) for text in texts)
+        return islice((view for view in views if view is not None), limit or None)
+
+    def workflow(self, first: str) -> WorkflowView | None:
+        """The workflow whose first job this is."""
+        with translated():
+            texts = self.client.zrange(self.keys.workflows, first, first, byscore=True)
+        return self._workflow(_text(texts[0])) if texts else None
+
+    def _workflow(self, text: str) -> WorkflowView | None:
+        first, jobs, name = text.split(":", 2)
+        view = WorkflowView(first, int(jobs), name, {})
+        statuses = self._statuses(view.ids)
+        return replace(view, statuses=statuses) if set(statuses) - {NO_RECORD} else None
+
+    def _statuses(self, ids: list[str]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for some in _chunks(ids, 1000):
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for job_id in some:
+                    pipeline.getrange(self.keys.job(job_id), 24, 25)
+                pairs = pipeline.execute()
+            for pair in pairs:
+                counts[_status(pair)] += 1
+        return dict(counts)
 
     # -- the fleet --------------------------------------------------------------------------------------------
 
@@ -408,12 +466,13 @@ class Inspect:
             pipeline = self.client.pipeline(transaction=False)
             pipeline.get(self.keys.next_id)
             pipeline.zcard(self.keys.scheduled)
+            pipeline.zcard(self.keys.waiting)
             pipeline.xlen(self.keys.results)
             pipeline.scard(self.keys.cancelling)
             pipeline.xlen(self.keys.dead)
             pipeline.smembers(self.keys.pending)
             pipeline.hlen(self.keys.held)
-            newest, scheduled, uncollected, cancelling, dead, lists, held = pipeline.execute()
+            newest, scheduled, waiting, uncollected, cancelling, dead, lists, held = pipeline.execute()
         active = sum(entries for _, entries in self._leases(incarnations).values())
         with translated():
             for channel in self.client.smembers(self.keys.sent_channels):
@@ -421,6 +480,7 @@ class Inspect:
         return Counts(
             pending=sum(self._lengths([_text(name) for name in lists]).values()),
             scheduled=scheduled,
+            waiting=waiting,
             active=active,
             submitted=int(newest or 0),
             uncollected=uncollected,
@@ -522,6 +582,17 @@ class Inspect:
         with translated():
             seconds, micro = self.client.time()
         return float(seconds) + float(micro) / 1e6
+
+
+def _status(pair: bytes) -> str:
+    """The one word of a record, from the two bytes of its header that say it."""
+    if len(pair) < 2:
+        return NO_RECORD
+    state, outcome = pair
+    try:
+        return Outcome(outcome).word if state == State.DONE else State(state).word
+    except ValueError:
+        return "unreadable"
 
 
 def _readable(job_id: str, data: bytes | None) -> JobView | None:

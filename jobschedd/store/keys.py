@@ -33,6 +33,13 @@ blocked           set     limits that somebody waits for, so that who lets go sa
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
 pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty
 scheduled         zset    id by due time                                                while not empty
+waiting           zset    ids that wait for other jobs, by when that was last checked    while not empty
+awaits:<id>       set     what a job waits for still: ids                               while it waits
+dependents:<id>   list    who waits for a job: ``<id>:<condition>:<time of waiting>``   until it ends
+unblocking:<n>    list    the same, taken from a job with its end                       until told
+unblocking        list    ``<n>:<outcome>:<id>`` of ends to tell those that waited      while not empty
+unblocks          string  counter that numbers those ends, and times of waiting         for ever
+workflows         zset    ``<first id>:<jobs>:<name>`` of workflows, by first id        the newest 10,000
 expiring          zset    id by expiry time                                             while not empty
 cancelling        set     ids with an open request to cancel                            while not empty
 held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
@@ -52,6 +59,13 @@ output:<id>       stream  live output, while somebody follows                   
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel or node/channel -> why and since when (JSON)    until resumed
 dead              stream  messages nobody could read                                    capped
+masters           zset    masters that answer questions, by the time until they do      while any is there
+questions:<m>     list    questions to master instance m, about its history             1 minute, capped
+answers:<q>       list    what masters answered to question q                           1 minute
+hooked            string  digits of the outcomes that hooks want to know of             until another leads
+events            stream  what hooks are to be told of, until it is shared out          capped
+noticed           hash    node -> its state, job -> why it is late, as hooks were told  while hooks ask for it
+hook:<name>       zset    deliveries of one hook by the time they are due               until delivered, capped
 sent              set     pubsub: channels with ids published and not answered          while not empty
 sent:<channel>    zset    pubsub: ids published and not answered, by dispatch time      while not empty
 wires             set     pubsub: channels that the master publishes to                 until another leads
@@ -90,6 +104,9 @@ class Keys:
         self.pending = self.base + "pending"
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"
+        self.waiting = self.base + "waiting"
+        self.unblocking = self.base + "unblocking"
+        self.workflows = self.base + "workflows"
         self.cancelling = self.base + "cancelling"
         self.held = self.base + "held"
         self.full = self.base + "full"
@@ -101,6 +118,10 @@ class Keys:
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
         self.dead = self.base + "dead"
+        self.masters = self.base + "masters"
+        self.hooked = self.base + "hooked"
+        self.events = self.base + "events"
+        self.noticed = self.base + "noticed"
         self.sent_channels = self.base + "sent"
         self.published = self.base + "published"
         self.wires = self.base + "wires"
@@ -109,6 +130,10 @@ class Keys:
     def job(self, job_id: str) -> str:
         """The record of one job."""
         return f"{self.base}job:{job_id}"
+
+    def awaits(self, job_id: str) -> str:
+        """What one job waits for."""
+        return f"{self.base}awaits:{job_id}"
 
     def operation(self, client: str) -> str:
         """The last submit of one client."""
@@ -149,6 +174,18 @@ class Keys:
     def output(self, job_id: str) -> str:
         """The live output of a followed job."""
         return f"{self.base}output:{job_id}"
+
+    def hook(self, name: str) -> str:
+        """What one hook has to deliver."""
+        return f"{self.base}hook:{name}"
+
+    def questions(self, instance: str) -> str:
+        """What a master is asked."""
+        return f"{self.base}questions:{instance}"
+
+    def answers(self, question: str) -> str:
+        """Where the answers to one question are waited for."""
+        return f"{self.base}answers:{question}"
 
     def answer(self, job_id: str) -> str:
         """pubsub: the report that our own slave leaves."""

@@ -5,6 +5,7 @@ Each has a connection of its own, because a blocked connection serves nobody els
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +21,18 @@ _MOST = 500
 
 
 class Inbox:
-    """Where one waiting client is told that jobs ended. Not for use by two threads at once."""
+    """Where one waiting client is told that jobs ended. One thread may take from it while others have it watch."""
 
     def __init__(self, config: RedisConfig, keys: Keys, moves: Moves, name: str) -> None:
         self._client: Any = blocking(config, name, BLOCK)
         self._keys = keys
         self._moves = moves
         self._number = 0
+        self._numbering = threading.Lock()
 
     def watch(self, ids: Sequence[str]) -> list[bytes | None]:
         """Be told of their ends from now on. Per id: its record when it has ended, b"" if not, None if unknown."""
-        self._number = self._number or self._moves.next_client()
-        return self._moves.await_end(self._number, ids)
+        return self._moves.await_end(self._own_number(), ids)
 
     def forget(self) -> None:
         """Watch under a new number from now on: an emptied Redis counts anew, and may give ours to somebody else."""
@@ -40,9 +41,15 @@ class Inbox:
     def take(self, timeout: float) -> list[str]:
         """Ids of watched jobs that ended, waiting for the first up to ``timeout`` seconds (1 s at most)."""
         block = min(max(timeout, 0.001), BLOCK)
+        key = self._keys.inbox(self._own_number())
         with translated():
-            found = self._client.blmpop(block, 1, self._keys.inbox(self._number), direction="LEFT", count=_MOST)
+            found = self._client.blmpop(block, 1, key, direction="LEFT", count=_MOST)
         return [job_id.decode() for job_id in found[1]] if found else []
+
+    def _own_number(self) -> int:
+        with self._numbering:
+            self._number = self._number or self._moves.next_client()
+            return self._number
 
     def close(self) -> None:
         """Give the connection up."""

@@ -7,7 +7,7 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
@@ -58,6 +58,7 @@ class RetryAnswer(IntEnum):
     NOT_ENDED = 2  # or not with the end that was meant
     KEY_TAKEN = 3  # it was to be the only one under its key, and another one is now
     UNKNOWN = 4
+    WAITING = 5  # for what it is to run after
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ class LeaseState:
     missing_since: int
 
 
+@dataclass(frozen=True)
+class Unblocked:
+    """What came of telling those that waited for ended jobs."""
+
+    seen: int  # dependents looked at
+    unblocked: int
+    skipped: int
+    left: int  # ends whose dependents wait to be told
+
+
 class Verb:
     """What the collector asks of the collect script."""
 
@@ -138,17 +149,25 @@ class Moves:
 
     # -- submitters -------------------------------------------------------------------------------------------
 
-    def submit(self, submissions: Sequence[Submission], slot: OperationSlot, waiter: int = 0) -> list[str]:
+    def reserve(self, count: int) -> int:
+        """The first of so many ids, for jobs of one submit that refer to each other. What is not used is no harm."""
+        return int(self._call("reserve", count))
+
+    def submit(
+        self, submissions: Sequence[Submission], slot: OperationSlot, waiter: int = 0, workflow: str = ""
+    ) -> list[str]:
         """The new jobs' ids, in order. Safe to repeat with the same ``slot.sequence`` after a lost reply.
 
-        Raises QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
+        ``workflow``: ``<first id>:<jobs>:<name>`` to be listed. Raises NoParent where a condition names a job without
+        a record, QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
         """
-        groups = [list(group) for _, group in groupby(submissions, key=_group_key)]
-        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, len(groups)]
+        groups = list(_grouped(submissions))
+        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, workflow, len(groups)]
         for group in groups:
             first = group[0]
             times = (first.delay_ms, first.at_ms, first.expires_ms)
-            arguments += [first.target.key(), first.priority, *times, first.key, len(group)]
+            links = (first.id, " ".join(first.after))
+            arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
             arguments += [_new_record(submission, waiter) for submission in group]
         answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
         ids: list[str] = []
@@ -319,6 +338,15 @@ class Moves:
         """Ask for the end of what a drained channel has, if the deadline is over; how many were asked for."""
         return int(self._call("interrupt", fence, incarnation, deadline_ms, then, most))
 
+    def unblock(self, fence: str, keep_ms: int, most: int) -> Unblocked:
+        """Tell those that waited for ended jobs, ``most`` of them: they become pending or scheduled, or are skipped."""
+        return Unblocked(*self._call("unblock", fence, keep_ms, most))
+
+    def recheck(self, fence: str, most: int) -> tuple[int, int]:
+        """(looked at, mended): waiting jobs whose reason is gone. ``most`` conditions, those seen longest ago first."""
+        looked, mended = self._call("recheck", fence, most)
+        return looked, mended
+
     def repeat_hints(self, fence: str, most: int) -> int:
         """Tell channels again of open requests to cancel; how many there are."""
         return int(self._call("hint", fence, most))
@@ -333,10 +361,18 @@ class Moves:
         self._call("bury", entry, reason, sample[:256], source)
 
 
-def _group_key(submission: Submission) -> Any:
+def _grouped(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    """Neighbours that differ in their records only; reserved ids must follow each other."""
+    for _, group in groupby(enumerate(submissions), key=lambda pair: _group_key(*pair)):
+        yield [submission for _, submission in group]
+
+
+def _group_key(number: int, submission: Submission) -> Any:
     if submission.key:
         return object()  # equal to nothing: a group with a key holds one job
-    return submission.target, submission.priority, submission.delay_ms, submission.at_ms, submission.expires_ms
+    times = (submission.delay_ms, submission.at_ms, submission.expires_ms)
+    offset = submission.id - number if submission.id else None
+    return submission.target, submission.priority, times, submission.after, offset
 
 
 def _new_record(submission: Submission, waiter: int) -> bytes:

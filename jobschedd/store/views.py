@@ -28,6 +28,8 @@ from jobschedd.job import (
     decode_spec,
 )
 
+#: Stands for the status of a job whose record has expired.
+NO_RECORD = "no_record"
 _NO_RESULT = Result(outcome=Outcome.NONE, cause="")
 
 
@@ -73,6 +75,13 @@ class JobView:
         """Seconds since the epoch on the node's clock, or on the server's where no node ran it."""
         return self.result.ended or (self.header.since / 1000 if self.ended else 0.0)
 
+    @property
+    def due_ms(self) -> int:
+        """When it may start by its own time, milliseconds since the epoch; 0 where it has none, or had it."""
+        if self.header.state == State.SCHEDULED:
+            return self.header.since
+        return int(self.header.entry.partition("-")[0] or 0) if self.header.state == State.WAITING else 0
+
     def value(self) -> Any:
         """The function's return value. Raises ProtocolError where it is no JSON."""
         try:
@@ -86,7 +95,6 @@ class JobView:
         """
         header, spec, result = self.header, self.spec, self.result
         node, channel = place or (result.node, result.channel)
-        scheduled = header.state == State.SCHEDULED
         fields: dict[str, Any] = {
             "id": self.id,
             "name": spec.name or None,
@@ -123,8 +131,8 @@ class JobView:
             "crashes": header.crashes,
             "cancel_requested": bool(header.flags & Flag.CANCEL_REQUESTED),
             "submitted": _seconds(header.submitted),
-            "since": _seconds(0 if scheduled else header.since),
-            "due": _seconds(header.since if scheduled else 0),
+            "since": _seconds(0 if header.state == State.SCHEDULED else header.since),
+            "due": _seconds(self.due_ms),
             "expires": _seconds(header.expires),
             "started": result.started or None,
             "ended": self.ended_at or None,
@@ -133,6 +141,8 @@ class JobView:
             "cpu": result.cpu if self.ended and result.started else None,
             "pid": result.pid or None,
             "key": spec.key or None,
+            "after": list(spec.after),
+            "workflow": spec.workflow or None,
             "submitter": spec.submitter or None,
             "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
         }
@@ -211,6 +221,30 @@ class ChannelView:
 
 
 @dataclass(frozen=True)
+class WorkflowView:
+    """Jobs that were submitted as one workflow. Its id is that of the first of them; the others follow it."""
+
+    id: str
+    jobs: int
+    name: str
+    statuses: dict[str, int]  # status (outcome, or state before the end) -> jobs; NO_RECORD: theirs is gone
+
+    @property
+    def ids(self) -> list[str]:
+        """Its jobs' ids; no job comes before one that it waits for."""
+        return [str(int(self.id) + number) for number in range(self.jobs)]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its jobs have."""
+        return not {state.word for state in State} & set(self.statuses)
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        return {"id": self.id, "name": self.name or None, "jobs": self.jobs, "statuses": self.statuses}
+
+
+@dataclass(frozen=True)
 class NodeView:
     """All channels of one node together."""
 
@@ -271,6 +305,7 @@ class Counts:
 
     pending: int
     scheduled: int
+    waiting: int  # for other jobs
     active: int  # dispatched or running
     submitted: int  # ids given out so far
     uncollected: int  # reports on their way

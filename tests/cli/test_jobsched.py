@@ -392,6 +392,8 @@ def test_the_json_is_as_documented(fleet: Cluster):
     assert set(documents(fleet, "list", "--limit", "1")[0]) == described("A job") - {"stdout", "stderr"}
     assert set(documents(fleet, "nodes")[0]) == described("A node")
     assert set(documents(fleet, "channels")[0]) == described("A channel")
+    wait_until(lambda: documents(fleet, "history", "--job", job), 10, "its attempt is in the history")
+    assert set(documents(fleet, "history", "--limit", "1")[0]) == described("An attempt")
     top = documents(fleet, "top")
     assert set(top) == described("An overview")
     assert set(top["counts"]) == described("Counts")

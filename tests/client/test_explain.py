@@ -108,6 +108,37 @@ class TestUsersSayStop:
         assert told(job) == ("starting", "It is about to be dispatched: n1/2 has a free slot.")
 
 
+class TestOthersComeFirst:
+    def test_a_dependency(self, driver, told):
+        (first,) = driver.submit(name="first")
+        (second,) = driver.submit()
+        (job,) = driver.submit(after=[first, f"{second}:any"])
+        assert told(job) == (
+            "dependency",
+            f"It waits for 2 of 2 jobs: it goes on when job {first} (first) has succeeded (it is pending) and "
+            f"job {second} has ended (it is pending).",
+        )
+        driver.moves.cancel([second], 60_000)
+        driver.moves.unblock(driver.fence, 60_000, 10)
+        assert told(job)[1].startswith(f"It waits for 1 of 2 jobs: it goes on when job {first} (first) has succeeded")
+
+    def test_many_dependencies_a_time_and_a_hold(self, driver, told):
+        ids = driver.submit(10)
+        (job,) = driver.submit(after=[f"{one}:fail" for one in ids], delay="1h", hold=True)
+        code, sentence = told(job)
+        assert code == "dependency"
+        assert "has ended without success (it is pending) and 7 more jobs have ended as it asks" in sentence
+        assert ", but not before 20" in sentence and sentence.endswith(
+            f", and is held then until 'jobsched release {job}'."
+        )
+
+    def test_what_it_waited_for_has_come(self, driver, told):
+        (first,) = driver.submit()
+        (job,) = driver.submit(after=f"{first}:any")
+        driver.client.delete(f"{driver.keys.base}awaits:{job}")
+        assert told(job) == ("dependency", "What it waited for has come: a master lets it go on in a moment.")
+
+
 class TestNobodyCouldRunIt:
     def test_a_name_that_was_never_there(self, driver, told):
         driver.channel()

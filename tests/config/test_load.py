@@ -405,6 +405,48 @@ def test_a_host_name_that_is_no_name(yaml: Yaml):
     assert "node: the host name 'my host' is no valid name: set node" in mistake
 
 
+HOOK = "{name: a, on: [failure], command: [echo]}"
+
+
+@pytest.mark.parametrize(
+    ("hooks", "expected"),
+    [
+        (f"[{HOOK}, {HOOK}]", "master.hooks[1].name: hook 'a' exists already"),
+        ("[{name: a, on: [], command: [echo]}]", "master.hooks[0].on: needs at least one of success"),
+        ("[{name: a, on: [doom], command: [echo]}]", "master.hooks[0].on[0]: "),
+        ("[{name: a, on: [failure]}]", "master.hooks[0].command: give exactly one of command, webhook, job"),
+        ("[{name: a, on: [failure], command: [echo], job: [echo]}]", "hooks[0].command: give exactly one"),
+        ("[{name: a, on: [late], command: [echo]}]", "hooks[0].on: late, and start_within or end_within, belong"),
+        ("[{name: a, on: [failure], start_within: 5m, command: [echo]}]", "hooks[0].on: late, and start_within"),
+        ("[{name: a, on: [failure], webhook: ftp://x}]", "hooks[0].webhook: must be a URL that begins with https://"),
+        (
+            "[{name: a, on: [failure], webhook: http://x, token: t, token_file: f}]",
+            "token_file: give token or token_file",
+        ),
+        ("[{name: a, on: [failure], command: [echo], retries: 101}]", "hooks[0].retries: must be between 0 and 100"),
+        ("[{on: [failure], command: [echo]}]", "master.hooks[0].name: is missing"),
+    ],
+)
+def test_hooks_that_cannot_be(yaml: Yaml, hooks: str, expected: str):
+    mistakes = yaml.mistakes(MASTER + f"master: {{hooks: {hooks}}}\n")
+    assert any(mistake.startswith("3: master.hooks") and expected in mistake for mistake in mistakes), mistakes
+
+
+def test_a_webhook_keeps_its_secrets(yaml: Yaml):
+    url = "https://chat.example/s3cret"
+    config = yaml.load(MASTER + f"master: {{hooks: [{{name: a, on: [failure], webhook: '{url}', token: t0ken}}]}}\n")
+    (hook,) = config.master.hooks
+    assert hook.webhook is not None and hook.webhook.reveal() == url
+    assert "s3cret" not in repr(config) and "t0ken" not in repr(config)
+    assert config.master_fingerprint() != yaml.load(MASTER).master_fingerprint()
+
+
+def test_the_history_outlives_the_records(yaml: Yaml):
+    (mistake,) = yaml.mistakes(MASTER + "master: {history_keep: 1d}\n")
+    assert mistake.startswith("3: master.history_keep: is shorter than records stay in Redis (keep: 7d)")
+    assert yaml.load(MASTER + "master: {history_keep: 0, history_max_size: 1MiB}\n").master.history_keep == 0
+
+
 def test_what_has_no_effect_is_a_warning(yaml: Yaml):
     config = yaml.load(SLAVE.replace('"1"}', '"1", handler: [echo]}') + "master: {on_no_receiver: fail}\n")
 

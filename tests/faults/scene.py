@@ -24,6 +24,13 @@ TALLY = "FAULTS_TALLY"
 SILENCE = TIMING["lease"] + 4 * TIMING["reap_scan"]
 
 
+#: Whatever happens, hooks want to know of it: one that takes it, one that never does.
+HOOKS = [
+    {"name": "takes", "on": ["success", "failure", "late"], "start_within": "1ms", "command": ["true"]},
+    {"name": "refuses", "on": ["success"], "command": ["false"], "retries": 1},
+]
+
+
 class Scene:
     """A master and a slave of two channels, one of them with two slots; over one Redis, with one ledger."""
 
@@ -44,11 +51,13 @@ class Scene:
         pubsub: bool = False,
         slots: int = 2,
         output_limit: int | None = None,
+        hooked: bool = False,
     ) -> None:
         """Both daemons, with the failpoints that these settings name."""
         self.pubsub = pubsub
         wire: dict[str, Any] = {"transport": "pubsub"} if pubsub else {}
-        master = {"channels": ["1", "2"], "result_timeout": 5} if pubsub else {}
+        master: dict[str, Any] = {"channels": ["1", "2"], "result_timeout": 5} if pubsub else {}
+        master |= {"hooks": HOOKS} if hooked else {}
         limit = {} if output_limit is None else {"output_limit": output_limit}
         self.master = self.cluster.daemon("master", master=master, environment=_armed(on_master), **wire)
         self.slave = self.cluster.daemon(
@@ -62,12 +71,17 @@ class Scene:
             daemon.launch()
 
     def load(self) -> None:
-        """A hundred jobs: commands and functions, instant and not, some later. Failures of a runner are repeated."""
+        """A hundred jobs: commands and functions, instant and not, some later, some after others.
+
+        Failures of a runner are repeated.
+        """
         ledger, client = self.ledger, self.client
         ledger.submit(client, [ledger.function(retries=1, retry_delay=0.1) for _ in range(50)])
         ledger.submit(client, [ledger.function(seconds=0.3, retries=1, retry_delay=0.1) for _ in range(6)])
         ledger.submit(client, [ledger.item(seconds=0.02) for _ in range(40)])
         ledger.submit(client, [ledger.item(delay=0.5) for _ in range(4)])
+        chain = [ledger.item(ref=f"c{number}", after=f"c{number - 1}:any" if number else ()) for number in range(5)]
+        ledger.submit(client, [*chain, ledger.item(after=[f"c{number}:any" for number in range(5)])])
 
     def started(self) -> int:
         """Jobs that have begun so far, attempts counted."""

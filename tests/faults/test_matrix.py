@@ -7,6 +7,7 @@ none is missing; a case whose point was never passed proves nothing, and fails.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import pytest
 
 from faults.scene import SILENCE, Scene, let_pass, marker_of, of_account, resume, tallied
+from jobschedd.errors import StoreUnavailable, Unanswered
 from jobschedd.failpoints import FAILPOINTS
 from jobschedd.master.dispatcher import MOST_CLASSES
 from jobschedd.store.keys import Keys
@@ -50,6 +52,13 @@ def _cut_channels(scene: Scene) -> None:
         for connection in admin.client_list():
             if "/2" in connection["name"]:
                 admin.client_kill_filter(_id=connection["id"])
+
+
+def _ask_for_history(scene: Scene) -> None:
+    scene.under_way()
+    asked = scene.cluster.client().history()
+    with contextlib.suppress(Unanswered, StoreUnavailable):  # the clerk is what breaks
+        list(asked)
 
 
 def _reload(scene: Scene) -> None:
@@ -109,11 +118,13 @@ class Case:
     pubsub: bool = False
     slots: int = 2
     output_limit: int | None = None
+    hooked: bool = False
 
 
 CASES = {
     "client.submit.before": Case("client", 1),
     "client.submit.after": Case("client", 1),
+    "client.reserve.after": Case("client", 1),
     "client.wait.registered": Case("client", 1),
     "client.wait.told": Case("client", 1),
     "dispatcher.lead.acquired": Case("master", 1),
@@ -129,6 +140,8 @@ CASES = {
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),
     "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
+    "dispatcher.unblock.before": Case("master", 2),
+    "dispatcher.unblock.after": Case("master", 2),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),
@@ -138,6 +151,12 @@ CASES = {
     "collector.verdict.after": Case("master"),
     "collector.history.after": Case("master"),
     "collector.delete.after": Case("master"),
+    "hooks.notice.after": Case("master", 1, hooked=True),
+    "hooks.route.before": Case("master", 1, hooked=True),
+    "hooks.route.after": Case("master", 1, hooked=True),
+    "hooks.deliver.after": Case("master", 1, hooked=True),
+    "clerk.answer.before": Case("master", 1, _ask_for_history),
+    "clerk.prune.after": Case("master", 1),
     "channel.connect.opened": Case("slave", 1),
     "channel.register.after": Case("slave", 1),
     "channel.recovery.sent": Case("slave", 1, _kill_channel),
@@ -197,7 +216,7 @@ def test_broken_between_two_effects(cluster, ledger, redis_server, point, fault)
     setting = f"{point}:{fault}:{case.nth}:{marker}"
     with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
         armed = {"on_master" if case.who == "master" else "on_slave": setting}
-        scene.start(pubsub=case.pubsub, slots=case.slots, output_limit=case.output_limit, **armed)
+        scene.start(pubsub=case.pubsub, slots=case.slots, output_limit=case.output_limit, hooked=case.hooked, **armed)
         scene.load()
         case.trouble(scene)
         scene.keep_up_until(marker.exists, 20, f"void: {point} was never passed")
@@ -247,6 +266,10 @@ def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fa
     scene = Scene(cluster, ledger, redis_server)
     marker = marker_of(cluster.directory)
     items = [ledger.item(seconds=0.3) for _ in range(5)]
+    if point == "client.reserve.after":
+        items[0]["ref"] = "first"
+        items[1:] = [item | {"after": "first:any"} for item in items[1:]]
+    nothing = point in ("client.submit.before", "client.reserve.after") and fault != "stop"
     with tallied("matrix", fault, point=point, seed=SEED) as figures, scene.client:
         scene.start()
         submitter = subprocess.Popen(
@@ -273,5 +296,5 @@ def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fa
         scene.load()  # comes last: when it has ended, the others have
         account = scene.verdict()
         ran = {told.tag for told in ledger.told[:5]} & {event.tag for event in account.events}
-        assert len(ran) == (0 if point == "client.submit.before" and fault != "stop" else 5)
+        assert len(ran) == (0 if nothing else 5)
         figures |= of_account(account)

@@ -96,6 +96,24 @@ MUTATIONS = {
         "if false then",
         ["tests/faults/test_lost_replies.py", "tests/store/test_submit.py"],
     ),
+    "one condition that holds is enough": Mutation(
+        "store/lua/unblock.lua",
+        r" and call\('EXISTS', BASE \.\. 'awaits:' \.\. id\) == 0",
+        "",
+        ["tests/store/test_unblock.py", "tests/store/test_shape_model.py"],
+    ),
+    "what was meant for an earlier time of waiting counts": Mutation(
+        "store/lua/unblock.lua",
+        r" or r\.entry_number ~= tonumber\(time\)",
+        "",
+        ["tests/store/test_unblock.py"],
+    ),
+    "an end counts for those that come later": Mutation(
+        "store/lua/record.lua",
+        r"call\('RENAME', BASE \.\. 'dependents:' \.\. parent, BASE \.\. 'unblocking:' \.\. number\)",
+        "call('COPY', BASE .. 'dependents:' .. parent, BASE .. 'unblocking:' .. number)",
+        ["tests/store/test_unblock.py"],
+    ),
     "silence is trusted at once": Mutation(
         "master/dispatcher.py",
         r"return self\._trusted_since is not None and .*",

@@ -51,6 +51,51 @@ class TestDispatching:
         master.dispatch(1)
         assert channel.jobs() == ids[:3]
 
+    def test_what_waited_for_a_job_that_ended(self, driver, master):
+        channel = driver.channel()
+        (parent,) = driver.submit()
+        (child,) = driver.submit(after=parent)
+        (skipped,) = driver.submit(after=f"{child}:fail")
+        master.dispatch()
+        assert channel.jobs() == [parent]
+        for job in (parent, child):
+            channel.report(job)
+            master.collect()
+            master.dispatch(2)
+        assert driver.outcome(skipped) is Outcome.SKIPPED
+        assert driver.header(child).attempt == 1
+
+    def test_what_waits_is_told_by_the_next_leader(self, driver, make_master):
+        """The bell of an end rang for one who died."""
+        driver.lead("somebody")
+        (parent,) = driver.submit()
+        (child,) = driver.submit(after=f"{parent}:any")
+        driver.moves.cancel([parent], KEEP)
+        driver.bell()
+        driver.moves.release_lead("somebody")
+        channel = driver.channel()
+        make_master("m1").dispatch()
+        assert channel.jobs() == [child]
+
+    def test_many_dependents_take_many_turns(self, driver, master):
+        (parent,) = driver.submit()
+        children = driver.submit(2500, after=f"{parent}:any")
+        master.dispatch()
+        driver.moves.cancel([parent], KEEP)
+        master.dispatch(1)
+        assert len(driver.pending()) == 1000
+        master.dispatch(3)
+        assert driver.pending() == children
+
+    def test_what_waits_in_vain_is_noticed(self, driver, master):
+        channel = driver.channel()
+        (parent,) = driver.submit(channel="absent")
+        (child,) = driver.submit(after=f"{parent}:any")
+        master.dispatch()
+        driver.client.delete(driver.keys.job(parent))
+        master.dispatch(3, advance=1.5)
+        assert channel.jobs() == [child]
+
     def test_the_urgent_one_is_next(self, driver, master):
         channel = driver.channel(window=1)
         driver.submit(5)

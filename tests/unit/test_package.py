@@ -65,7 +65,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_its_keys_are_keys_of_the_namespace(self, name):
-        keys, given = Keys("x"), {"operation"}
+        keys, given = Keys("x"), {"operation", "queue"}
         for key in Script(name).key_names:
             assert key in given or isinstance(getattr(keys, key), str)
 
@@ -83,7 +83,7 @@ class TestScripts:
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_only_new_work_is_refused_by_a_full_redis(self, name):
         refused = "allow-oom" not in LUA[name].splitlines()[0]
-        assert refused == (name in {"submit", "retry"})
+        assert refused == (name in {"submit", "retry", "reserve"})
 
     def test_the_transitions_of_the_headers_are_those_of_the_table(self):
         assert header_transitions() == set(TRANSITIONS)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- move: promote: SCHEDULED -> PENDING
--- move: expire: PENDING, SCHEDULED -> DONE
+-- move: expire: PENDING, SCHEDULED, WAITING -> DONE
 -- (when the time has come; promote: at the end of the list)
 -- KEYS: leader scheduled expiring
 -- ARGV: base, fence, keep of expired jobs (ms), at most
@@ -36,7 +36,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEY.expiring, '-inf', now, 'LIMIT', 0,
   call('ZREM', KEY.expiring, id)
   local rec = call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
-  if r and (r.state == PENDING or r.state == SCHEDULED) then
+  if r and (r.state == PENDING or r.state == SCHEDULED or r.state == WAITING) then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
     if r.state == PENDING then drop_tombstones(r.class, r.priority) end

@@ -1,8 +1,8 @@
 -- Shared by the moves: reading and writing a record by offset (layout: jobschedd/job.py, class Header).
 local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
-local CANCELLED, LOST, EXPIRED = 4, 5, 6
-local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED = 1, 2, 4, 8
+local SUCCEEDED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 4, 5, 6, 7
+local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
 local HELD, PARKED, HOLDS = 64, 128, 1024
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
@@ -135,12 +135,48 @@ local function take_key_again(id, rec, r)
   if scope == 'pending' then call('SET', once, id, 'NX') end
 end
 
+-- Those that wait for a job leave its list with its end, so that who comes later waits for the next one. The
+-- dispatcher goes on from here (unblock.lua): there may be a million of them.
+local function tell_dependents(parent, outcome, dependents)
+  local number = string.format('%.0f', call('INCR', BASE .. 'unblocks'))
+  if dependents then
+    call('RPUSH', BASE .. 'unblocking:' .. number, dependents)
+  elseif call('EXISTS', BASE .. 'dependents:' .. parent) == 1 then
+    call('RENAME', BASE .. 'dependents:' .. parent, BASE .. 'unblocking:' .. number)
+  else
+    return
+  end
+  call('RPUSH', BASE .. 'unblocking', string.format('%s:%d:%s', number, outcome, parent))
+  ring('unblock')
+end
+
+-- While a job waits for others, its entry says when it is due by a time of its own (0: it has none), and which time
+-- of waiting this is: what was meant for an earlier one does not count. Returns when it is due.
+local function forget_waiting(id, r)
+  call('DEL', BASE .. 'awaits:' .. id)
+  call('ZREM', BASE .. 'waiting', id)
+  local due = r and r.entry_time or 0
+  if r then r.entry_time, r.entry_number = 0, 0 end
+  return due
+end
+
+-- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
+local EVENTS_LIMIT = 100000
+local hooked
+local function tell_hooks(id, r, outcome)
+  hooked = hooked or call('GET', BASE .. 'hooked') or ''
+  if not string.find(hooked, tostring(outcome), 1, true) then return end
+  call('XADD', BASE .. 'events', 'MAXLEN', '~', EVENTS_LIMIT, '*', 'job', id, 'outcome', outcome, 'attempt', r.attempt)
+end
+
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
 local function finish(id, rec, r, outcome, result, keep, now)
   let_go(id, r)
-  if r.flags >= HELD then drop_hold(id, r) end
+  if has(r.flags, HELD) or has(r.flags, PARKED) then drop_hold(id, r) end
+  local flags = has(r.flags, AWAITED) and r.flags - AWAITED or r.flags
+  if r.state == WAITING then forget_waiting(id, r) end
   local head = string.sub(rec, 1, 24)
-    .. middle(DONE, outcome, r.flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
+    .. middle(DONE, outcome, flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
     .. string.sub(rec, 57, 60 + r.spec_length) .. result
   if keep > 0 then
     call('SET', BASE .. 'job:' .. id, head, 'PX', keep)
@@ -150,12 +186,15 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if has(r.flags, CANCEL_REQUESTED) then call('SREM', BASE .. 'cancelling', id) end
   if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
   if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
+  if flags ~= r.flags then tell_dependents(id, outcome) end
+  tell_hooks(id, r, outcome)
   wake(id, r.waiter)
 end
 
 -- An end that no channel reported. The collector learns of it on the result stream, for the history.
-local function finish_unreported(id, rec, r, outcome, cause, keep, now)
-  local result = cmsgpack.pack({outcome = outcome, cause = cause, ended = now / 1000})
+-- text: for people, where the cause does not say it all.
+local function finish_unreported(id, rec, r, outcome, cause, keep, now, text)
+  local result = cmsgpack.pack({outcome = outcome, cause = cause, ended = now / 1000, error = text})
   finish(id, rec, r, outcome, result, keep, now)
   call('XADD', BASE .. 'results', '*', 'ended', id)
 end
@@ -231,4 +270,52 @@ local function watch_expiry(id, r)
   if r.expires == 0 then return end
   call('ZADD', BASE .. 'expiring', r.expires, id)
   ring('s')
+end
+
+-- Whether an outcome (0: nobody knows it any more) is what a job waits for.
+local function meets(condition, outcome)
+  if condition == 'any' then return true end
+  if condition == 'ok' then return outcome == SUCCEEDED end
+  return outcome > SUCCEEDED
+end
+
+-- The conditions of a job, {'12:ok', ...}, as its spec says them.
+local function conditions_of(rec, r)
+  local ok, spec = pcall(cmsgpack.unpack, string.sub(rec, 61, 60 + r.spec_length))
+  return ok and type(spec) == 'table' and type(spec.after) == 'table' and spec.after or {}
+end
+
+local function dependent(id, condition, number)
+  return string.format('%s:%s:%d', id, condition, number)
+end
+
+-- Registers a dependent with the job that it waits for, whose record r is (nil: it comes with this very call).
+local function register(one, parent, r)
+  call('RPUSH', BASE .. 'dependents:' .. parent, one)
+  if r and not has(r.flags, AWAITED) then
+    r.flags = r.flags + AWAITED
+    call('SETRANGE', BASE .. 'job:' .. parent, 26, struct.pack('<I2', r.flags))
+  end
+end
+
+-- What a job waits for, by {'12:ok', ...}: the number of this time of waiting, nil where nothing keeps it. new: ids
+-- whose records come with this call. What can never be met skips the job when the dispatcher looks at it.
+local function await_all(id, conditions, new, now)
+  local number
+  for _, one in ipairs(conditions) do
+    local parent, condition = string.match(one, '^(.+):(%a+)$')
+    local r = not new[parent] and read(call('GETRANGE', BASE .. 'job:' .. parent, 0, 59)) or nil
+    local open = new[parent] or (r and r.state ~= DONE)
+    if open or not meets(condition, r and r.outcome or 0) then
+      number = number or call('INCR', BASE .. 'unblocks') % 4294967296
+      call('SADD', BASE .. 'awaits:' .. id, parent)
+      if open then
+        register(dependent(id, condition, number), parent, r)
+      else
+        tell_dependents(parent, r and r.outcome or 0, dependent(id, condition, number))
+      end
+    end
+  end
+  if number then call('ZADD', BASE .. 'waiting', now, id) end
+  return number
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- move: restore: NONE, PENDING, SCHEDULED, DISPATCHED, RUNNING -> DISPATCHED
+-- move: restore: NONE, PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING -> DISPATCHED
 -- WITH: holding
 -- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
 -- KEYS: leader announced next_id scheduled channels
@@ -27,7 +27,7 @@ end
 
 local function is_superseded(r, attempt, entry)
   if r.state == DONE or r.attempt > attempt then return true end
-  if r.state == PENDING or r.state == SCHEDULED then return false end
+  if r.state == PENDING or r.state == SCHEDULED or r.state == WAITING then return false end
   return r.attempt == attempt and entry_of(r) ~= entry
 end
 
@@ -52,6 +52,7 @@ local function restore(at)
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     drop_hold(id, r)
+    if r.state == WAITING then forget_waiting(id, r) end
     local before = to_hex(r.incarnation)
     if (r.state == DISPATCHED or r.state == RUNNING) and before ~= incarnation then
       call('XDEL', BASE .. 'dispatch:' .. before, entry_of(r))

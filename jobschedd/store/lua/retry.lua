@@ -1,9 +1,10 @@
 #!lua
--- move: retry: DONE -> PENDING
--- (with fresh budgets, because a user asked)
+-- move: retry: DONE -> PENDING, WAITING
+-- (with fresh budgets, because a user asked; WAITING: it never started, and what it waits for has not come)
 -- KEYS:
 -- ARGV: base; then per job: id, time of the end that is meant (ms; '': whichever), so that a repeated call retries once
 -- returns: per id: 1 pending again | 2 has not ended, or not with that end | 3 another job has its key | 4 unknown
+--          | 5 waits for other jobs again
 local now = now_ms()
 
 -- Whether another job has the key that it was submitted under. If not, it is its own again.
@@ -32,11 +33,13 @@ for at = 2, #ARGV, 2 do
     replies[#replies + 1] = 3
   else
     local flags = has(r.flags, CANCEL_REQUESTED) and r.flags - CANCEL_REQUESTED or r.flags
+    local time = r.attempt == 0 and await_all(id, conditions_of(rec, r), {}, now)
     call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
       .. string.sub(rec, 13, 18) .. struct.pack('<I6', 0)
-      .. middle(PENDING, 0, flags, r.attempt, now, NOBODY, 0, 0) .. string.sub(rec, 57, 60 + r.spec_length))
-    make_pending(r.class, r.priority, {id}, false)
-    replies[#replies + 1] = 1
+      .. middle(time and WAITING or PENDING, 0, flags, r.attempt, now, NOBODY, 0, time or 0)
+      .. string.sub(rec, 57, 60 + r.spec_length))
+    if not time then make_pending(r.class, r.priority, {id}, false) end
+    replies[#replies + 1] = time and 5 or 1
   end
 end
 return replies

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- move: settle: PENDING, SCHEDULED, DISPATCHED, RUNNING -> DONE
+-- move: settle: PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING -> DONE
 -- (Redis was rolled back to a copy in which the job has not ended; the history knows that it has)
 -- KEYS: leader scheduled
 -- ARGV: base, fence; then per job: id, attempt, when that ended (ms), outcome, result, keep (ms)

@@ -1,9 +1,11 @@
 #!lua
--- move: submit: NONE -> PENDING, SCHEDULED
--- KEYS: operation next_id scheduled expiring loss held full
--- ARGV: base, sequence of the call, memory of the call (ms), n groups; then per group: class text, priority,
---       delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, n jobs, n records
+-- move: submit: NONE -> PENDING, SCHEDULED, WAITING
+-- KEYS: operation next_id scheduled expiring loss held full workflows
+-- ARGV: base, sequence of the call, memory of the call (ms), workflow ('': none), n groups; then per group: class text,
+--       priority, delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, first id where
+--       it was reserved (0: none), conditions ('12:ok 13:any'), n jobs, n records
 -- returns: now (ms), then the first id of each group. A group with a key holds one job.
+-- All or nothing: a condition on a job without a record refuses the call.
 local before = call('MGET', KEY.operation, KEY.full)
 local last, full = before[1], before[2]
 if last then
@@ -19,43 +21,107 @@ end
 
 if full then return redis.error_reply('QUEUEFULL queue full: ' .. full .. '; try again when jobs have ended') end
 
+local MOST_WORKFLOWS = 10000
+
 local function once(key)
   local id = call('GET', BASE .. 'once:' .. key)
   if id and call('EXISTS', BASE .. 'job:' .. id) == 1 then return tonumber(id) end
 end
 
+local function words(text)
+  local list = {}
+  for word in string.gmatch(text, '%S+') do list[#list + 1] = word end
+  return list
+end
+
+local FIXED, FIRST_GROUP = 9, 6
+
+local function each_group(look)
+  local at = FIRST_GROUP
+  for _ = 1, tonumber(ARGV[5]) do
+    local count = tonumber(ARGV[at + 8])
+    local problem = look(at, count)
+    if problem then return problem end
+    at = at + FIXED + count
+  end
+end
+
+-- Ids that come with this call; those that others wait for. Before anything is written.
+local new, awaited = {}, {}
+local problem = each_group(function(at, count)
+  local first = tonumber(ARGV[at + 6])
+  if first == 0 then return end
+  for i = 0, count - 1 do
+    local id = string.format('%.0f', first + i)
+    if call('EXISTS', BASE .. 'job:' .. id) == 1 then return 'IDTAKEN ' .. id end
+    new[id] = true
+  end
+end) or each_group(function(at)
+  if ARGV[at + 7] == '' or (ARGV[at + 5] ~= '' and once(ARGV[at + 5])) then return end
+  for _, condition in ipairs(words(ARGV[at + 7])) do
+    local parent = string.match(condition, '^(.+):%a+$')
+    if not new[parent] and call('EXISTS', BASE .. 'job:' .. parent) == 0 then return 'NOPARENT ' .. parent end
+    awaited[parent] = true
+  end
+end)
+if problem then return redis.error_reply(problem) end
+
+local function number_of(first, count)
+  if first == 0 then return call('INCRBY', KEY.next_id, count) - count + 1 end
+  if first + count - 1 > tonumber(call('GET', KEY.next_id) or '0') then
+    call('SET', KEY.next_id, string.format('%.0f', first + count - 1))
+  end
+  return first
+end
+
+local function with_flag(rec, flag)
+  return string.sub(rec, 1, 26) .. struct.pack('<I2', struct.unpack('<I2', rec, 27) + flag) .. string.sub(rec, 29)
+end
+
 local now = now_ms()
-local answer, at = {now}, 5
-for _ = 1, tonumber(ARGV[4]) do
+local answer, at = {now}, FIRST_GROUP
+for _ = 1, tonumber(ARGV[5]) do
   local priority, delay, due = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local expires, key, count = tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 6])
+  local expires, key, count = tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 8])
   local known = key ~= '' and once(key)
   if known then
     answer[#answer + 1] = known
   else
     local class = class_number(ARGV[at])
-    local first = call('INCRBY', KEY.next_id, count) - count + 1
+    local first, conditions = number_of(tonumber(ARGV[at + 6]), count), words(ARGV[at + 7])
     if due == 0 then due = now + delay end
-    local state = due > now and SCHEDULED or PENDING
+    local start = due > now and SCHEDULED or PENDING
     if expires > 0 then expires = now + expires end
     local class_bytes, times = struct.pack('<I4', class), struct.pack('<I6I6', now, expires)
-    local since = struct.pack('<I6', state == SCHEDULED and due or now)
+    local since, now_bytes = struct.pack('<I6', start == SCHEDULED and due or now), struct.pack('<I6', now)
     local ids = {}
     for i = 1, count do
-      local rec, id = ARGV[at + 6 + i], string.format('%.0f', first + i - 1)
+      local rec, id = ARGV[at + 8 + i], string.format('%.0f', first + i - 1)
+      local time = #conditions > 0 and await_all(id, conditions, new, now)
+      local state = time and WAITING or start
+      local rest = since .. string.sub(rec, 39)
+      if state == WAITING then
+        rest = now_bytes .. string.sub(rec, 39, 46)
+          .. struct.pack('<I6I4', start == SCHEDULED and due or 0, time) .. string.sub(rec, 57)
+      end
+      if new[id] and awaited[id] then rec = with_flag(rec, AWAITED) end
       call('SET', BASE .. 'job:' .. id, string.sub(rec, 1, 4) .. class_bytes .. string.sub(rec, 9, 12) .. times
-        .. string.char(state) .. string.sub(rec, 26, 32) .. since .. string.sub(rec, 39))
-      ids[i] = id
+        .. string.char(state) .. string.sub(rec, 26, 32) .. rest)
+      if state == PENDING then ids[#ids + 1] = id end
       if state == SCHEDULED then call('ZADD', KEY.scheduled, due, id) end
       if string.byte(rec, 27) >= HELD then call('HSET', KEY.held, id, cjson.encode({since = now / 1000})) end
       if expires > 0 then call('ZADD', KEY.expiring, expires, id) end
     end
-    if state == PENDING then make_pending(class, priority, ids, false) end
-    if state == SCHEDULED or expires > 0 then ring('s') end
-    if key ~= '' then call('SET', BASE .. 'once:' .. key, ids[1]) end
+    if #ids > 0 then make_pending(class, priority, ids, false) end
+    if start == SCHEDULED or expires > 0 then ring('s') end
+    if key ~= '' then call('SET', BASE .. 'once:' .. key, string.format('%.0f', first)) end
     answer[#answer + 1] = first
   end
-  at = at + 7 + count
+  at = at + FIXED + count
+end
+if ARGV[4] ~= '' then
+  call('ZADD', KEY.workflows, string.match(ARGV[4], '^%d+'), ARGV[4])
+  call('ZREMRANGEBYRANK', KEY.workflows, 0, -1 - MOST_WORKFLOWS)
 end
 call('SET', KEY.operation, ARGV[2] .. ' ' .. cjson.encode(answer), 'PX', ARGV[3])
 return answer

@@ -1,0 +1,70 @@
+#!lua flags=allow-oom
+-- move: unblock: WAITING -> PENDING, SCHEDULED, DONE
+-- (a job that others wait for has ended; DONE: skipped, for what it waits for can never come)
+-- KEYS: leader unblocking scheduled
+-- ARGV: base, fence, keep of skipped jobs (ms), at most
+-- returns: {dependents looked at, unblocked, skipped, ends whose dependents wait still}
+-- A call that is repeated finds less to do: a dependent leaves the list in the same step in which it goes on.
+if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
+local now, keep, most = now_ms(), tonumber(ARGV[3]), tonumber(ARGV[4])
+local WORDS = {'succeeded', 'failed', 'timed out', 'was cancelled', 'was lost', 'expired', 'was skipped'}
+local WISHES = {ok = 'its success', fail = 'its failure', any = 'its end'}
+
+local lists, order = {}, {}
+local function go_on(id, r)
+  local due = forget_waiting(id, r)
+  if due > now then
+    r.state, r.since = SCHEDULED, due
+    call('ZADD', KEY.scheduled, r.since, id)
+  else
+    r.state, r.since = PENDING, now
+    if has(r.flags, HELD) then return park(id, r) end
+    local name = r.class .. ':' .. r.priority
+    if not lists[name] then
+      lists[name] = {r.class, r.priority, {}}
+      order[#order + 1] = name
+    end
+    table.insert(lists[name][3], id)
+  end
+  write_middle(id, r)
+end
+
+local function why(parent, condition, outcome)
+  local text = WORDS[outcome] and 'job ' .. parent .. ' ' .. WORDS[outcome] or 'job ' .. parent .. ' has no record any more'
+  return text .. '; this job waited for ' .. (WISHES[condition] or condition)
+end
+
+local unblocked, skipped, scheduled = 0, 0, false
+local function judge(one, parent, outcome)
+  local id, condition, time = string.match(one, '^(.+):(%a+):(%d+)$')
+  local rec = id and call('GET', BASE .. 'job:' .. id)
+  local r = rec and read(rec)
+  -- Anything else went another way: cancelled, expired, perhaps retried.
+  if not r or r.state ~= WAITING or r.entry_number ~= tonumber(time) then return end
+  if not meets(condition, outcome) then
+    finish_unreported(id, rec, r, SKIPPED, 'dependency', keep, now, why(parent, condition, outcome))
+    skipped = skipped + 1
+  elseif call('SREM', BASE .. 'awaits:' .. id, parent) == 1 and call('EXISTS', BASE .. 'awaits:' .. id) == 0 then
+    go_on(id, r)
+    scheduled = scheduled or r.state == SCHEDULED
+    unblocked = unblocked + 1
+  end
+end
+
+local left = most
+while left > 0 do
+  local head = call('LINDEX', KEY.unblocking, 0)
+  if not head then break end
+  local number, outcome, parent = string.match(head, '^(%d+):(%d+):(.+)$')
+  local some = number and call('LPOP', BASE .. 'unblocking:' .. number, left)
+  if some then
+    for _, one in ipairs(some) do judge(one, parent, tonumber(outcome)) end
+    left = left - #some
+  else
+    call('LPOP', KEY.unblocking)
+    left = left - 1
+  end
+end
+for _, name in ipairs(order) do make_pending(lists[name][1], lists[name][2], lists[name][3], false) end
+if scheduled then ring('s') end
+return {most - left, unblocked, skipped, call('LLEN', KEY.unblocking)}
