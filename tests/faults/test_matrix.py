@@ -100,12 +100,11 @@ def _stall_with_large_results(scene: Scene) -> None:
 def _many_classes(scene: Scene) -> None:
     """More classes than are remembered, nothing of them pending: the next survey forgets them."""
     scene.under_way()
-    for first in range(0, MOST_CLASSES + 200, 400):
-        items = [{"command": ["true"], "channel": f"none-{first + number}"} for number in range(400)]
-        jobs = scene.client.submit_many(items)
-        scene.client.cancel(jobs)
+    keys = Keys(scene.cluster.namespace)
     with scene.redis.client() as client:
-        client.rpush(Keys(scene.cluster.namespace).bell, "a")
+        client.hset(keys.classes, mapping={f"/none-{n}": 10_000 + n for n in range(MOST_CLASSES + 200)})
+        client.set(keys.next_class, 20_000)
+        client.rpush(keys.bell, "a")
 
 
 @dataclass(frozen=True)
