@@ -35,6 +35,7 @@ FAILPOINTS = (
     "dispatcher.interrupt.after",
     "dispatcher.unblock.before",
     "dispatcher.unblock.after",
+    "dispatcher.cancel.before",
     "publisher.publish.before",
     "publisher.publish.after",
     "collector.begin.after",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -87,6 +87,8 @@ class Cause(enum.StrEnum):
     NO_ANSWER = "no_answer"  # pubsub: dispatched, and never answered
     ECHO = "echo"  # pubsub: a foreign program said the id again, and nothing more
     DEPENDENCY = "dependency"  # a job it waits for can never meet the condition
+    TASKS = "tasks"  # an array, as a whole: how its tasks ended
+    MAX_FAILURES = "max_failures"  # not started because too many other tasks of its array failed
 
 
 #: Failures that another try may mend. The others would fail again the same way.
@@ -108,13 +110,20 @@ TRANSITIONS: Final = frozenset(
         ("unblock", State.WAITING, State.DONE),  # skipped: it never will
         ("promote", State.SCHEDULED, State.PENDING),
         ("dispatch", State.PENDING, State.DISPATCHED),
+        ("dispatch", State.PENDING, State.RUNNING),  # an array, as a whole: its first task goes out
+        ("dispatch", State.SCHEDULED, State.RUNNING),
+        ("dispatch", State.RUNNING, State.DONE),  # its last task ended on its way
         ("expire", State.SCHEDULED, State.DONE),
         ("expire", State.PENDING, State.DONE),
         ("expire", State.WAITING, State.DONE),
+        ("expire", State.RUNNING, State.DONE),  # an array that has nothing left
         ("dispatch", State.PENDING, State.DONE),  # expired, or cancelled while it went back
         ("publish", State.PENDING, State.DISPATCHED),  # pubsub
         ("publish", State.PENDING, State.SCHEDULED),  # nobody was subscribed: to be sent again
         ("publish", State.PENDING, State.DONE),  # expired, or cancelled while it went back
+        ("publish", State.PENDING, State.RUNNING),  # an array
+        ("publish", State.SCHEDULED, State.RUNNING),
+        ("publish", State.RUNNING, State.DONE),
         ("start", State.DISPATCHED, State.RUNNING),
         ("return", State.DISPATCHED, State.PENDING),
         ("return", State.RUNNING, State.PENDING),
@@ -133,8 +142,10 @@ TRANSITIONS: Final = frozenset(
         ("cancel", State.PENDING, State.DONE),
         ("cancel", State.SCHEDULED, State.DONE),
         ("cancel", State.WAITING, State.DONE),
+        ("cancel", State.RUNNING, State.DONE),  # an array of which no channel has a task
         ("retry", State.DONE, State.PENDING),
         ("retry", State.DONE, State.WAITING),  # it never started, and what it waits for has not come
+        ("again", State.DONE, State.PENDING),  # an array
         ("restore", None, State.DISPATCHED),  # after Redis lost data: a channel still has it
         ("restore", State.PENDING, State.DISPATCHED),
         ("restore", State.SCHEDULED, State.DISPATCHED),
@@ -192,6 +203,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
     after: tuple[str, ...] = ()  # "ID:ok", "ID:any", "ID:fail": what must have ended before, and how
     workflow: str = ""  # the id of its workflow, which is that of its first job
+    array: str = ""  # indices of a job array, and %limit: "1-100:2%5" (shortened); its tasks carry it too
+    all_nodes: bool = False  # one task for each place
 
     @property
     def what(self) -> str:
@@ -322,8 +335,10 @@ class Flag(enum.IntFlag):
     KEYED = 8  # submitted under an idempotency key, named in the spec
     HELD = 64  # a user holds it while it waits: not to be dispatched
     PARKED = 128  # its turn came while it was held: it stands in no list
-    HOLDS = 1024  # counts against a limit while a channel has it: see what ``holds`` says
+    HOLDS = 2048  # counts against a limit while a channel has it: see what ``holds`` says
     AWAITED = 256  # other jobs wait for its end
+    ARRAY = 512  # stands for many tasks, see store/lua/array.lua
+    TASK = 1024  # one of them
 
 
 _HEAD = struct.Struct("<BBBBII")
@@ -383,6 +398,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
                 spec_length.to_bytes(4, "little"),
             )
         )
+
+
+def task_of(job_id: str) -> tuple[str, int] | None:
+    """Array and index where this is the id of a task (``123_45``); None for any other job."""
+    array, separator, index = job_id.partition("_")
+    return (array, int(index)) if separator else None
 
 
 def decode_header(data: bytes) -> Header:
@@ -509,6 +530,33 @@ class Target(msgspec.Struct, frozen=True):
         return all(resources.get(name, 0) >= amount for name, amount in self.resources)
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one task of a job for all nodes runs: its own spec and class."""
+
+    name: str  # NODE or NODE/CHANNEL
+    target: Target
+    spec: bytes
+
+
+class Array(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a submission an array: a bitmap of its indices (bit 7 of byte 0 is index 0), or its places."""
+
+    total: int
+    todo: bytes = b""
+    limit: int = 0  # tasks at once; 0 means any number
+    most_failures: int = 0  # that many failed tasks stop the rest; 0 means none
+    places: tuple[Place, ...] = ()
+
+
+NODES, CHANNELS = "nodes", "channels"
+
+
+def place_of(spec: Spec, node: str, channel: str) -> Place:
+    """The task of a job for all nodes on this node, or on this channel of it."""
+    own = msgspec.structs.replace(spec, node=node, channel=channel or spec.channel, key="")
+    return Place(name=f"{node}/{channel}" if channel else node, target=Target.of(own), spec=encode(own))
+
+
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """A checked job on its way into the store. Times in milliseconds; 0 means none."""
 
@@ -523,3 +571,21 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     after: tuple[str, ...] = ()  # as in the spec; before they are resolved, also "REF:ok" of the same call
     ref: str = ""  # what other jobs of the same call name it by
     id: int = 0  # where it was reserved; 0: the store gives one
+    array: Array | None = None
+    everywhere: str = ""  # NODES or CHANNELS: the store's knowledge of them turns it into an array, see Submission.at
+
+    def at(self, places: Sequence[tuple[str, str]]) -> Submission:
+        """As an array with one task for each (node, channel); an empty channel means any of that node."""
+        assert self.array is not None
+        spec = decode_spec(self.spec)
+        found = tuple(place_of(spec, node, channel) for node, channel in places)
+        return msgspec.structs.replace(
+            self, array=msgspec.structs.replace(self.array, total=len(found), places=found), everywhere=""
+        )
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes to hand it in."""
+        if self.array is None:
+            return len(self.spec)
+        return len(self.spec) + len(self.array.todo) + sum(len(place.spec) for place in self.array.places)

@@ -13,10 +13,14 @@ import msgspec
 from jobschedd.amounts import parse_amount
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob
+from jobschedd.indices import Indices, count, parse_indices
 from jobschedd.job import (
+    CHANNELS,
     HIGHEST_PRIORITY,
     MAX_PAYLOAD,
+    NODES,
     RETRYABLE,
+    Array,
     Cause,
     Flag,
     Overlap,
@@ -44,6 +48,10 @@ CONDITIONS = ("ok", "any", "fail")
 MOST_CONDITIONS = 10_000
 #: Labels that one job may ask for: each combination is a class of its own, kept for ever.
 MOST_LABELS = 16
+#: How long nodes that are away may catch up with a job for all nodes, unless it says when it expires.
+CATCH_UP_MS = 86_400_000
+#: Of a longer text of indices, the record keeps the beginning: every task carries it.
+LONGEST_INDICES = 100
 #: Longest retries and crash budgets that the record can count.
 MOST_TRIES = 250
 
@@ -72,16 +80,28 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     follow, hold, ref = values.pop("follow", False), values.pop("hold", False), values.pop("ref", "")
     if ref and values.get("key"):
         raise InvalidJob("ref", "and key exclude each other: with a key the job may be there already, under another id")
+    indices, most_failures = values.pop("array", None), values.pop("max_failures", 0)
+    values["array"] = _indices_text(item["array"]) if indices is not None else ""
+    all_channels = values.pop("all_channels", False)
+    values["all_nodes"] = all_channels or values.pop("all", False)
     spec = Spec(**values)
     _check_what(spec)
     if spec.key_scope and not spec.key:
         raise InvalidJob("key_scope", "says how long a key is taken: give a key, too")
+    everywhere = CHANNELS if all_channels else NODES if spec.all_nodes else ""
+    array = _array(indices, everywhere, most_failures, follow)
+    times = _times(item)
+    if everywhere:
+        times.setdefault("expires_ms", CATCH_UP_MS)
+        if hold or spec.after:
+            raise InvalidJob("hold" if hold else "after", "is not for jobs for all nodes")
     packed = encode(spec)
     if len(packed) > max_payload:
         raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
     flags = Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS
     flags |= (Flag.FOLLOWED if follow else Flag.NONE) | (Flag.KEYED if spec.key else Flag.NONE)
     flags |= Flag.HELD if hold else Flag.NONE
+    flags |= Flag.NONE if array is None else Flag.ARRAY
     return Submission(
         spec=packed,
         target=Target.of(spec),
@@ -90,7 +110,9 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         key=spec.key,
         after=spec.after,
         ref=ref,
-        **_times(item),
+        array=array,
+        everywhere=everywhere,
+        **times,
     )
 
 
@@ -107,6 +129,29 @@ def _check_what(spec: Spec) -> None:
     size = sum(len(part.encode()) + 1 + _POINTER for part in strings)
     if size > LARGEST_ARGV:
         raise InvalidJob("command", f"arguments and environment are {size} bytes; no process takes over {LARGEST_ARGV}")
+
+
+def _array(indices: Indices | None, everywhere: str, most_failures: int, follow: bool) -> Array | None:
+    if indices is None and not everywhere:
+        if most_failures:
+            raise InvalidJob("max_failures", "is for arrays and for all nodes: so many failed tasks stop the rest")
+        return None
+    if indices is not None and everywhere:
+        raise InvalidJob("array", "and all exclude each other: all nodes are an array by themselves")
+    if follow:
+        raise InvalidJob("follow", "is for one job; of an array, follow a task once it runs")
+    if indices is None:
+        return Array(total=0, most_failures=most_failures)
+    todo = indices.bitmap()
+    return Array(total=count(todo), todo=todo, limit=indices.limit, most_failures=most_failures)
+
+
+def _indices_text(value: Any) -> str:
+    text = str(value).replace(" ", "")
+    if len(text) <= LONGEST_INDICES:
+        return text
+    listed, percent, limit = text.partition("%")
+    return f"{listed[:LONGEST_INDICES].rpartition(',')[0]},...{percent}{limit}"
 
 
 def _times(item: Mapping[str, Any]) -> dict[str, int]:
@@ -194,6 +239,15 @@ def _channel(field: str, value: Any) -> str:
     for part in text.split("/"):
         _name(field, part)
     return text
+
+
+def _indices(field: str, value: Any) -> Indices:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidJob(field, 'must be text such as "1-100", "0-98:2", "1,3,7-9" or "1-100%5"')
+    try:
+        return parse_indices(str(value))
+    except ValueError as error:
+        raise InvalidJob(field, str(error)) from None
 
 
 def _labels(field: str, value: Any) -> tuple[str, ...]:
@@ -478,6 +532,10 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "hold": _boolean,
     "after": _after,
     "ref": _ref,
+    "array": _indices,
+    "all": _boolean,
+    "all_channels": _boolean,
+    "max_failures": _whole(1, 10_000_000),
 }
 _OWN_RESOURCES = ("cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

@@ -41,7 +41,7 @@ def wait_command(ids: tuple[str, ...], timeout: str | None, as_json: bool) -> No
         jobs = [client.job(job_id) for job_id in dict.fromkeys(ids)]
         code = wait_for(client, jobs, seconds)
         if as_json:
-            print_json([job.view.json() for job in jobs])
+            print_json([view.json() for view in client.inspect.count([job.view for job in jobs])])
     sys.exit(code)
 
 
@@ -105,23 +105,33 @@ def _cancel_all(client: Client, choice: Choice) -> None:
 
 @click.command("retry", short_help="Run ended jobs once more.")
 @_some_ids
+@click.option("--failed", is_flag=True, help="Of an array: only the tasks that did not succeed, so far.")
 @filter_options
 @connection_options
-def retry_command(ids: tuple[str, ...], **options: Any) -> None:
+def retry_command(ids: tuple[str, ...], failed: bool, **options: Any) -> None:
     """Run jobs that have ended once more, under the same ids and with fresh retry budgets.
 
     Without ids, all that match the options given; where no --state is among them, those that failed, timed out, or were
     lost. On a terminal, it asks before.
 
+    An array runs all its tasks again; with --failed those that failed, timed out, were lost, expired or cancelled.
+
     A job that never started (skipped, cancelled or expired before) is subject to its --after again: it waits where that
     has not come, and is skipped again where it never will. So retry the job that failed first.
     """
+    if failed and not ids:
+        raise click.UsageError("--failed is for arrays: name them")
     choice, client, code = Choice(ids, options, _WENT_WRONG), connect(), 0
     if choice.by_filter:
         tell({"pending": sum(len(client.retry_many(chunk)) for chunk in choice.chunks(client))})
         return
     for job_id in ids:
         try:
+            if failed:
+                count = client.retry_failed(job_id)
+                tasks = f"{count} task{'' if count == 1 else 's'}"
+                click.echo(f"{job_id} pending: {tasks}" if count else f"{job_id}: no task has failed")
+                continue
             click.echo(f"{job_id} {client.retried(job_id)}")
         except (NoSuchJob, UsageError) as error:
             note(str(error))

@@ -18,7 +18,7 @@ SAME_WORD = {
     Outcome.TIMED_OUT: (Cause.TIMEOUT,),
     Outcome.CANCELLED: (Cause.CANCELLED,),
     Outcome.EXPIRED: (Cause.EXPIRED,),
-    Outcome.SUCCEEDED: (Cause.EXIT,),
+    Outcome.SUCCEEDED: (Cause.EXIT, Cause.TASKS),
 }
 
 _BY_CAUSE = {
@@ -28,6 +28,7 @@ _BY_CAUSE = {
     Cause.ARGV: NOT_EXECUTABLE,
     Cause.DENIED: NOT_EXECUTABLE,
     Cause.EXCEPTION: 1,
+    Cause.TASKS: 1,
     Cause.RESULT_TYPE: 1,
     Cause.RESULT_TOO_LARGE: 1,
 }

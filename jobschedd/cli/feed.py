@@ -111,11 +111,11 @@ class _Feed:
             except BadLine as error:
                 bad = error
                 break
-            if chunk and (len(chunk) == CHUNK or size + len(job.spec) > CHUNK_BYTES):
+            if chunk and (len(chunk) == CHUNK or size + job.size > CHUNK_BYTES):
                 yield self._send(chunk)
                 chunk, size = [], 0
             chunk.append((number, job))
-            size += len(job.spec)
+            size += job.size
         if chunk:
             yield self._send(chunk)
         if bad is not None:

@@ -22,11 +22,18 @@ NOT_NOW = QueueFull.exit_code
 GRACE = 60.0
 
 
-@click.command("nodes", short_help="List the nodes.")
+@click.group("nodes", short_help="List the nodes; forget one.", invoke_without_command=True)
 @json_option
 @connection_options
-def nodes_command(as_json: bool) -> None:
-    """List the nodes: what they are, how busy, since when."""
+@click.pass_context
+def nodes_command(ctx: click.Context, as_json: bool) -> None:
+    """List the nodes: what they are, how busy, since when.
+
+    Nodes that are down stay in the list, and jobs for all nodes count them in, until they are forgotten:
+    jobsched nodes forget NAME.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
     client = connect()
     nodes = client.nodes()
     _tell_loss(client)
@@ -49,6 +56,20 @@ def nodes_command(as_json: bool) -> None:
         for node in nodes
     )
     print_table(headers, rows)
+
+
+@nodes_command.command("forget", short_help="Forget a node, or a channel of it, that is down.")
+@click.argument("name", metavar="NODE[/CHANNEL]")
+@connection_options
+def forget_command(name: str) -> None:
+    """Forget a node, or one channel of it, that is down and does not come back."""
+    client = connect()
+    meant = [view for view in client.channels() if name in (view.node, view.name) and view.node]
+    if not meant:
+        raise UsageError(f"no node or channel named {name} is known")
+    if living := sorted({view.name for view in meant if view.state != "down"}):
+        raise UsageError(f"{', '.join(living)} is not down: stop it first")
+    client.session.patiently(lambda: client.session.moves.forget([view.name for view in meant]))
 
 
 @click.command("channels", short_help="List the dispatch channels.")

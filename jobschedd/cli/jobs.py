@@ -21,6 +21,7 @@ from jobschedd.cli.render import (
     size,
 )
 from jobschedd.durations import format_duration
+from jobschedd.errors import UsageError
 
 if TYPE_CHECKING:
     from jobschedd.store.inspect import Inspect
@@ -34,10 +35,13 @@ _BATCH = 100
 @click.option("--state", "words", metavar="WORD", multiple=True, help="Only this state or outcome; repeatable, or a,b.")
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="At most so many; 0 for all.")
 @click.option("--name", metavar="PATTERN", default="", help="Only names that match, such as 'backup-*'.")
+@click.option("--tasks", "array", metavar="ID", help="List the tasks of this array, by index, instead of jobs.")
 @json_option
 @connection_options
-def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -> None:
+def list_command(words: tuple[str, ...], limit: int, name: str, array: str | None, as_json: bool) -> None:
     """List jobs, newest first. The reason is what a job waits for (see 'jobsched explain'), or why it ended so.
+
+    An array is one line; --tasks ID lists its tasks.
 
     \b
     States:   pending, scheduled, waiting, dispatched, running, done.
@@ -47,7 +51,12 @@ def list_command(words: tuple[str, ...], limit: int, name: str, as_json: bool) -
 
     client = connect()
     states, outcomes = statuses_of(word for text in words for word in text.split(","))
-    views = client.inspect.jobs(states, outcomes, limit, name)
+    if array is None:
+        views = client.inspect.jobs(states, outcomes, limit, name)
+    else:
+        if not client.job(array).is_array:
+            raise UsageError(f"job {array} is no array: it has no tasks")
+        views = client.inspect.tasks(array, states, outcomes, limit)
     placed = _placed(client.inspect, views)
     if as_json:
         print_json_lines(view.json(place, reason=reason) for view, place, reason in placed)
@@ -82,7 +91,8 @@ def _row(view: JobView, place: Place | None, reason: str) -> tuple[str, ...]:
         moment(view.header.submitted / 1000),
         format_duration(result.duration) if view.ended and result.started else "",
         view.spec.name,
-        view.spec.what if len(view.spec.what) <= 200 else view.spec.what[:199] + "…",
+        (f"[{view.counts}] " if view.counts else "")
+        + (view.spec.what if len(view.spec.what) <= 200 else view.spec.what[:199] + "…"),
     )
 
 
@@ -101,12 +111,37 @@ def show_command(job_id: str, as_json: bool) -> None:
     client = connect()
     job = client.job(job_id)
     ((view, place, reason),) = _placed(client.inspect, [job.view])
+    matrix = list(_matrix(client.inspect, view)) if view.is_array and view.spec.all_nodes else None
     if as_json:
-        print_json(view.json(place, output=True, reason=reason))
+        said = view.json(place, output=True, reason=reason)
+        print_json(said | ({"places": matrix} if matrix is not None else {}))
         return
     for name, value in _details(view, place, reason):
         click.echo(f"{name + ':':<13}{value}")
     _print_error(view)
+    _print_error(job.view)
+    if matrix is not None:
+        headers = {"place": "PLACE", "status": "STATUS", "exit_code": "EXIT", "cause": "CAUSE", "task": "TASK"}
+        print_table(
+            list(headers.values()),
+            (["" if row[name] is None else str(row[name]) for name in headers] for row in matrix),
+        )
+
+
+def _matrix(inspect: Inspect, view: JobView) -> Iterator[dict[str, str | int | None]]:
+    """What came of each place. ``missing``: nobody was there in time."""
+    tasks = {task.id: task for task in inspect.tasks(view.id)}
+    for index, place in enumerate(inspect.place_names(view.id), 1):
+        task = tasks.get(f"{view.id}_{index}")
+        status = "succeeded" if task is None else "missing" if task.status == "expired" else task.status
+        result = task.result if task is not None else None
+        yield {
+            "place": place,
+            "task": f"{view.id}_{index}",
+            "status": status,
+            "exit_code": result.exit_code if result is not None else None,
+            "cause": (result.cause or None) if result is not None else None,
+        }
 
 
 def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[str, str]]:
@@ -119,6 +154,10 @@ def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[
     yield "status", coloured(view.status) + safe(cause)
     if reason:
         yield "reason", f"{reason}; see: jobsched explain {view.id}"
+    if view.counts:
+        limit = f", {view.counts.limit} at once" if view.counts.limit else ""
+        yield "array", safe(f"{spec.array or 'all nodes'}: {view.counts.total} tasks{limit}")
+        yield "tasks", f"{view.counts}; see: jobsched list --tasks {view.id}"
     if result.exit_code is not None:
         yield "exit code", str(result.exit_code)
     if result.signal is not None:
@@ -134,7 +173,8 @@ def _details(view: JobView, place: Place | None, reason: str) -> Iterator[tuple[
         yield "only on", safe(", ".join(filter(None, asked)))
     budgets = f", {header.tries} of {spec.retries} retries used" if spec.retries else ""
     crashes = f", {header.crashes} crashes of its channel" if header.crashes else ""
-    yield "attempt", f"{header.attempt}{budgets}{crashes}"
+    if not view.is_array:
+        yield "attempt", f"{header.attempt}{budgets}{crashes}"
     if header.priority:
         yield "priority", str(header.priority)
     yield "submitted", full_moment(header.submitted / 1000) + (f" by {safe(spec.submitter)}" if spec.submitter else "")

@@ -10,6 +10,7 @@ import click
 
 from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.render import safe_lines
+from jobschedd.errors import UsageError
 
 #: Seconds that a look at a job that has not ended may take, and how long it waits for its channel to send anything.
 _LONGEST_LOOK, _LONGEST_SILENCE = 3.0, 1.5
@@ -50,7 +51,12 @@ def logs_command(job_id: str, follow: bool, raw: bool) -> None:
     Of long output the first and the last part are kept. On a terminal, control sequences are shown, not obeyed.
     """
     client = connect()
-    state = client.job(job_id).state
+    job = client.job(job_id)
+    if job.is_array:
+        raise UsageError(
+            f"job {job_id} is an array: name a task, such as {job_id}_1 (see 'jobsched list --tasks {job_id}')"
+        )
+    state = job.state
     if not follow and state in ("pending", "scheduled", "waiting"):
         note(f"job {job_id} is {state}: it has written nothing yet")
         return

@@ -67,6 +67,10 @@ _OPTIONS = (
     click.option(
         "--max-crashes", type=int, metavar="N", help="Give up after it took its channel down so often. [default: 2]"
     ),
+    click.option("--array", metavar="INDICES", help="A job array: 1-100, 0-98:2, 1,3,7-9; and %N: so many at once."),
+    click.option("--all", is_flag=True, help="Run on every node that matches; those away until it --expires (1d)."),
+    click.option("--all-channels", is_flag=True, help="Run on every channel that matches, likewise."),
+    click.option("--max-failures", type=int, metavar="N", help="Of an array: stop it after so many failures."),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
     click.option(
         "--key-scope",
@@ -89,8 +93,8 @@ _SPOKEN = {
     "resources": "--resource",
 }
 _NAMES = frozenset(
-    "channel node group cpus memory gpus priority at after retries retry_delay retry_on timeout expires "
-    "lost_after overlap max_crashes key key_scope env cwd name stdin shell kwargs".split()
+    "channel node group cpus memory gpus priority at after retries retry_delay retry_on timeout expires lost_after "
+    "overlap max_crashes key key_scope env cwd array all all_channels max_failures name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

@@ -22,6 +22,7 @@ _COLOURS = {
     "timed_out": "red",
     "lost": "red",
     "expired": "yellow",
+    "missing": "yellow",
     "cancelled": "yellow",
     "skipped": "yellow",
     "running": "cyan",

@@ -41,6 +41,8 @@ def run_command(command: tuple[str, ...], **options: Any) -> None:
     """
     if not command and not options["shell"]:
         raise click.UsageError("Missing the command: jobsched run [OPTIONS] -- COMMAND...")
+    if options["array"] or options["all"] or options["all_channels"]:
+        raise click.UsageError("'run' shows one job's output: for an array use 'jobsched submit --wait'")
     from jobschedd.cli.exits import ours
     from jobschedd.cli.submit import submitted
 

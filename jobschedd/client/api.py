@@ -17,14 +17,14 @@ from jobschedd.client.why import Explanation, explain
 from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
-from jobschedd.job import HIGHEST_PRIORITY, Outcome, State, Submission
+from jobschedd.job import HIGHEST_PRIORITY, Flag, Outcome, Place, State, Submission, place_of
 from jobschedd.limits import Rate, check_key, parse_limit
 from jobschedd.links import Refs, targets
 from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
-from jobschedd.submission import submission
+from jobschedd.submission import CATCH_UP_MS, submission
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
@@ -73,6 +73,10 @@ class Options(TypedDict, total=False):
     rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
     hold: bool  # not dispatched before it is released
     after: Any  # a job or its id, "ID:any", (job, "fail"), or a list of these: runs when all these conditions hold
+    array: str  # a job array: its indices, such as 1-100 or 1,3,7-9 or 0-98:2, and %N behind them: so many at once
+    all: bool  # a task on each node that matches, those that are away included until it expires (1d unless given)
+    all_channels: bool  # the same on each channel
+    max_failures: int  # of an array: so many failed tasks stop what has not started
     durable: bool | int  # return once it is on the server's disk (True), and on so many replicas (a number)
     durable_within: float | str  # how long to wait for that, 10 s by default; then NotDurable
 
@@ -181,11 +185,11 @@ class Client:
             except InvalidJob as problem:
                 error = problem
                 break
-            if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
+            if len(chunk) == CHUNK or (chunk and size + one.size > CHUNK_BYTES):
                 yield from self._submit_chunk(chunk, refs=refs)
                 chunk, size = [], 0
             chunk.append(one)
-            size += len(one.spec)
+            size += one.size
         if chunk:
             yield from self._submit_chunk(chunk, refs=refs)
         if error is not None:
@@ -289,6 +293,14 @@ class Client:
         states, outcomes = statuses_of(statuses)
         return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name))
 
+    def tasks(self, array: AnyJob, *statuses: str) -> Iterator[Job]:
+        """The tasks of an array, by index: see ``Job.tasks``. Raises NoSuchJob, UsageError."""
+        view = self.read(checked_id(array))
+        if not view.is_array:
+            raise UsageError(f"job {view.id} is no array: it has no tasks")
+        states, outcomes = statuses_of(statuses)
+        return (Job(self, task.id, task) for task in self.inspect.tasks(view.id, states, outcomes))
+
     def cancel(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Cancelled]:
         """Ask for the end of jobs, one answer each. A success that came first stays a success."""
         some = [jobs] if isinstance(jobs, str | int | Job) else jobs
@@ -366,8 +378,43 @@ class Client:
             again += [job_id for job_id, answer in zip(ids, answers, strict=True) if answer in good]
         return again
 
+    def retry_failed(self, array: AnyJob) -> int:
+        """Run those tasks of an array once more that did not succeed (failed, timed out, lost, expired, cancelled).
+
+        How many that are. The array need not have ended. Raises NoSuchJob, UsageError where it is no array, or is being
+        cancelled.
+        """
+        job_id = checked_id(array)
+        view = self.read(job_id)
+        if not view.is_array:
+            raise UsageError(f"job {job_id} is no array: to run it once more, retry it")
+        return self._retry_array(view, False)
+
+    def _retry_array(self, view: JobView, everything: bool) -> int:
+        ended = view.header.since if view.ended else 0
+        places: list[tuple[int, Place, Flag, int]] = []
+        if view.spec.all_nodes:
+            named = enumerate(self.session.patiently(lambda: self.session.inspect.place_names(view.id)), 1)
+            flags = view.header.flags & Flag.NO_RETRY_ON_LOSS | Flag.TASK
+            places = [
+                (index, place_of(view.spec, *name.partition("/")[::2]), flags, view.header.priority)
+                for index, name in named
+            ]
+        answer, count = self.session.patiently(
+            lambda: self.session.moves.retry_array(
+                view.id, ended, everything=everything, expires_ms=CATCH_UP_MS, places=places
+            )
+        )
+        if answer == RetryAnswer.UNKNOWN:
+            raise no_such_job(view.id)
+        if answer == RetryAnswer.NOT_ENDED and not ended:
+            raise UsageError(f"job {view.id} is being cancelled, or was stopped: wait for its end, then retry it")
+        return count
+
     def retry(self, job: AnyJob) -> Job:
-        """Run an ended job once more, with fresh budgets. Raises NoSuchJob, UsageError where it has not ended.
+        """Run an ended job once more, with fresh budgets; of an array, all its tasks.
+
+        Raises NoSuchJob, UsageError where it has not ended.
 
         One that never started (it was skipped, cancelled, expired) is subject to its conditions (``after``) again.
         """
@@ -380,6 +427,9 @@ class Client:
         view = self.read(job_id)
         if not view.ended:
             raise UsageError(f"job {job_id} has not ended: there is nothing to retry")
+        if view.is_array:
+            self._retry_array(view, True)
+            return "pending"
         # Of this very end: when the answer to a first call was lost, the second changes nothing.
         ended = view.header.since
         (answer,) = self.session.patiently(lambda: self.session.moves.retry([job_id], [ended]))
@@ -562,11 +612,11 @@ def _chunks(submissions: list[Submission]) -> Iterator[list[Submission]]:
     chunk: list[Submission] = []
     size = 0
     for one in submissions:
-        if len(chunk) == CHUNK or (chunk and size + len(one.spec) > CHUNK_BYTES):
+        if len(chunk) == CHUNK or (chunk and size + one.size > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(one)
-        size += len(one.spec)
+        size += one.size
     if chunk:
         yield chunk
 

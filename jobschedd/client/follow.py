@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jobschedd.client.session import Session
 from jobschedd.client.waiting import ended
 from jobschedd.errors import StoreUnavailable, WaitTimeout
-from jobschedd.job import Captured, State
+from jobschedd.job import Captured, State, task_of
 from jobschedd.store.listen import LiveOutput, OutputEntry
 from jobschedd.store.views import JobView
 
@@ -48,9 +48,11 @@ class Follower:
         live = self._session.live_output(self._job_id)
         begin = time.monotonic()
         renewed = -_RENEW
+        # A task that has not started has no record yet that could keep our wish.
+        renew_first = _RENEW if task_of(self._job_id) is None else _CALM
         try:
             while True:
-                if time.monotonic() - renewed >= _RENEW:
+                if time.monotonic() - renewed >= (_RENEW if self._attempt else renew_first):
                     self._session.patiently(lambda: self._session.moves.follow(self._job_id))
                     renewed = time.monotonic()
                 brisk = time.monotonic() - begin < _BRISK_FOR
@@ -83,8 +85,7 @@ class Follower:
         return True
 
     def _has_ended(self) -> bool:
-        (record,) = self._session.patiently(lambda: self._session.inspect.records([self._job_id]))
-        view = None if record is None else JobView(self._job_id, record)
+        view = self._session.patiently(lambda: self._session.inspect.job(self._job_id))
         self.view = view if view is None or view.header.state == State.DONE else None
         return view is None or self.view is not None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
 from jobschedd.store.durability import Durability
-from jobschedd.store.views import JobView
+from jobschedd.store.views import ArrayCounts, JobView
 from jobschedd.submission import JOB_ID
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def checked_id(value: str | int | Reading) -> str:
     """The job id that ``value`` names. Raises UsageError for what can be none."""
     text = value.id if isinstance(value, Reading) else str(value)
     if isinstance(value, bool) or JOB_ID.fullmatch(text) is None:
-        raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123")
+        raise UsageError(f"{text[:80]!r} is no job id: a job id is a number, such as 123, and of a task 123_45")
     return text
 
 
@@ -44,6 +44,11 @@ class Reading:
 
     def _current(self) -> JobView:
         raise NotImplementedError
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it stands for many tasks."""
+        return self._current().is_array
 
     @property
     def view(self) -> JobView:
@@ -170,6 +175,18 @@ class Job(Reading):
     def follow(self) -> Iterator[Output]:
         """The job's output, piece by piece as it comes, until the job has ended."""
         return self._client.follow(self)
+
+    @property
+    def counts(self) -> ArrayCounts | None:
+        """Of an array, where its tasks are now; None for any other job."""
+        return self._client.read(self.id).counts
+
+    def tasks(self, *statuses: str) -> Iterator[Job]:
+        """The tasks of an array in any of these states or with any of these outcomes (none given: all), by index.
+
+        Tasks that have not started are among them; those that succeeded and are past their retention are not.
+        """
+        return self._client.tasks(self, *statuses)
 
     def explain(self) -> Explanation:
         """Why it is where it is, and what would let it go on."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from jobschedd.config import RedisConfig, client_settings
 from jobschedd.durations import format_duration
-from jobschedd.errors import NotDurable, StoreRefused, StoreUnavailable
+from jobschedd.errors import InvalidJob, NotDurable, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission
 from jobschedd.links import Refs, linked, within
@@ -102,6 +102,7 @@ class Session:
         submissions and learns their ids. ``workflow``: its name; they are one. Raises NoParent, NotDurable.
         """
         self.reach()
+        submissions = [self._everywhere(one) if one.everywhere else one for one in submissions]
         jobs, first = self._linked(submissions, refs or Refs(), workflow is not None)
         about = "" if workflow is None else f"{first}:{len(jobs)}:{workflow}"
         with self._slot() as slot:
@@ -126,6 +127,13 @@ class Session:
         elif not any(submission.after for submission in submissions):
             return submissions, 0
         return linked(submissions, refs.ids, first, workflow), first
+
+    def _everywhere(self, job: Submission) -> Submission:
+        """Frozen here: who comes later is not meant. Raises InvalidJob where nobody is."""
+        places = self.patiently(lambda: self.inspect.places_for(job.target, job.everywhere))
+        if not places:
+            raise InvalidJob("all", "no node has ever been seen that matches; see 'jobsched nodes'")
+        return job.at(places)
 
     def _confirm(self, ids: list[str], slot: OperationSlot, durable: Durable) -> None:
         try:

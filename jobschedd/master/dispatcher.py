@@ -104,6 +104,7 @@ class Dispatcher:
         self._classes: dict[int, Target] = {}
         self._channels: dict[str, ChannelView] = {}
         self._full_nodes: set[str] = set()  # nodes with a channel that a limit closes
+        self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: dict[str, Drain] = {}
         self._checked = False  # whether this server will do: a lead on another means nothing
@@ -239,6 +240,7 @@ class Dispatcher:
         self._bounds.set(self._survey.limits())
         self._forget_classes()
         known = self._survey.channels()
+        self._remember(info for info in known.values() if info is not None)
         self._left = {incarnation for incarnation, info in known.items() if info is None}
         views = {}
         for incarnation, info in known.items():
@@ -293,6 +295,8 @@ class Dispatcher:
                 self._due_at = 0.0
             case ["unblock"]:
                 self._to_unblock = True
+            case ["x"]:
+                self._repeat_hints()
             case ["a"]:
                 self._look_at_everything()
             case ["f", *limit]:
@@ -333,8 +337,15 @@ class Dispatcher:
             log.info(
                 "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
             )
+        self._remember([info])
         self._see_leases(*self._moves.reap(self._leadership.fence, [incarnation]))
         self._open_and_close()
+
+    def _remember(self, channels: Iterable[ChannelInfo]) -> None:
+        """For jobs that are meant for all nodes, those that are away included."""
+        new = [info for info in channels if self._remembered.get(info.incarnation) != info.labels]
+        self._moves.remember(new)
+        self._remembered |= {info.incarnation: info.labels for info in new}
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
         labels = frozenset(info.labels)
@@ -343,6 +354,7 @@ class Dispatcher:
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
         view = self._channels.pop(incarnation, None)
+        self._remembered.pop(incarnation, None)
         if view is not None:
             log.info("channel left", channel=f"{view.node}/{view.name}", incarnation=incarnation)
 
@@ -398,7 +410,12 @@ class Dispatcher:
             self._to_unblock = True
 
     def _repeat_hints(self) -> None:
-        self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+        for _ in range(ROUNDS):
+            _, tasks = self._moves.repeat_hints(self._leadership.fence, JOBS_PER_CALL)
+            if not tasks:
+                return
+            failpoint("dispatcher.cancel.before")
+            self._moves.cancel(tasks, self._keep_ms)
 
     def _look_after_memory(self) -> None:
         if self._budgets is not None:
@@ -500,6 +517,7 @@ class Dispatcher:
             )
         if answer.reason != "alive" and not answer.left:
             del self._channels[incarnation]
+            self._remembered.pop(incarnation, None)
 
     def _requeue(self, incarnation: str, missing_since: int) -> Requeued:
         fence, keep = self._leadership.fence, self._keep_ms

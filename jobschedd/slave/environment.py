@@ -7,7 +7,7 @@ import os
 import pwd
 from typing import Final
 
-from jobschedd.job import Order
+from jobschedd.job import Order, task_of
 from jobschedd.slave.settings import ExecutionSettings
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,9 +33,9 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
         "JOBSCHED_CHANNEL": settings.channel,
         "JOBSCHED_NODE": settings.node,
     }
-    _, is_task, index = order.job.partition("_")
-    if is_task:
-        variables["JOBSCHED_ARRAY_INDEX"] = index
+    task = task_of(order.job)
+    if task is not None:
+        variables["JOBSCHED_ARRAY_ID"], variables["JOBSCHED_ARRAY_INDEX"] = task[0], str(task[1])
     return variables | gpu_variables(order, settings)
 
 
@@ -54,6 +54,7 @@ def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]
         if not (name.startswith(OWN_PREFIX) and name in environment):
             environment[name] = value
     environment.pop("JOBSCHED_ARRAY_INDEX", None)
+    environment.pop("JOBSCHED_ARRAY_ID", None)
     environment.update(job_variables(order, settings))
     return environment
 

@@ -40,7 +40,7 @@ class Surroundings:
             self._attempt = attempt
         os.chdir(os.path.join(self._workdir, task.cwd) if task.cwd else self._workdir)
         if "_" in task.job:
-            os.environ["JOBSCHED_ARRAY_INDEX"] = task.job.partition("_")[2]
+            os.environ["JOBSCHED_ARRAY_ID"], _, os.environ["JOBSCHED_ARRAY_INDEX"] = task.job.partition("_")
         for name, value in task.env.items() if task.env else ():
             if not (name.startswith(OWN_PREFIX) and name in os.environ):
                 os.environ[name] = value

@@ -1,10 +1,10 @@
 """The bell: what the dispatcher blocks on. Submitters, channels and the master's own moves ring it.
 
-Messages: ``p:<class>:<priority>:<ids in the list>`` a pending list grew; ``r:<incarnation>:<taken>`` a channel
-answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
+Messages: ``p:<class>:<priority>:<count>`` a pending list grew, to so many jobs at least; ``r:<incarnation>:<taken>`` a
+channel answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
 itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``unblock`` jobs may wait for one that has ended;
-``d`` a drain began or ended; ``f:<limit>`` somebody let go of a limit that others wait for; ``m`` limits were set;
-``a`` messages were lost: look at everything.
+``d`` a drain began or ended; ``x`` tasks of an array are to be cancelled; ``f:<limit>`` somebody let go of a limit
+that others wait for; ``m`` limits were set; ``a`` messages were lost: look at everything.
 """
 
 from __future__ import annotations

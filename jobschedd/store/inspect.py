@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
 import redis
 
 from jobschedd.errors import ProtocolError
-from jobschedd.job import HEADER_SIZE, Outcome, State, Target, decode_header
+from jobschedd.indices import bytes_of, contains, members
+from jobschedd.job import (
+    CHANNELS,
+    HEADER_SIZE,
+    Flag,
+    Outcome,
+    Result,
+    State,
+    Target,
+    decode_header,
+    encode,
+    task_of,
+)
 from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
 from jobschedd.store.survey import Survey
-from jobschedd.store.views import NO_RECORD, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
+from jobschedd.store.views import NO_RECORD, ArrayCounts, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
 #: Ids that one call of the scan script looks at: about a millisecond of the server's time.
 _SCAN = 2000
@@ -36,6 +48,8 @@ _FETCH = 50
 #: Records that one call of the filter script looks into.
 _FILTERED = 500
 
+#: Of an array, see lua/array.lua.
+_BITMAPS = ("all", "todo", "active", "failed", "cancelled", "expired")
 _ACTIVE = frozenset({State.DISPATCHED, State.RUNNING})
 
 
@@ -58,8 +72,70 @@ class Inspect:
 
     def job(self, job_id: str) -> JobView | None:
         """One job; None where there is no record. Raises ProtocolError for one that cannot be read."""
+        if (task := task_of(job_id)) is not None:
+            return self.task(*task)
         (data,) = self.records([job_id])
-        return None if data is None else JobView(job_id, data)
+        view = None if data is None else JobView(job_id, data)
+        return self.count([view])[0] if view is not None else None
+
+    def count(self, views: Sequence[JobView]) -> Sequence[JobView]:
+        """Have the arrays among these know where their tasks are."""
+        arrays = [view for view in views if view.is_array]
+        if arrays:
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for view in arrays:
+                    pipeline.hgetall(self.keys.array(view.id))
+                for view, said in zip(arrays, pipeline.execute(), strict=True):
+                    view.counts = _array_counts(said) if said else None
+        return views
+
+    def tasks(
+        self,
+        array: str,
+        states: Collection[State] = (),
+        outcomes: Collection[Outcome] = (),
+        limit: int = 0,
+    ) -> Iterator[JobView]:
+        """The tasks of an array by index, those that have not started included; filters as of ``jobs``.
+
+        Left out are those that succeeded and whose records are past their retention.
+        """
+        with translated():
+            found = self.client.mget([self.keys.array(array, part) for part in _BITMAPS])
+            places = self.client.llen(self.keys.array(array, "places"))
+        bits = dict(zip(_BITMAPS, (data or b"" for data in found), strict=True))
+        bits["all"] = bits["all"] or bytes_of(range(1, places + 1))
+        views = self._tasks(array, members(_wanted(bits, states, outcomes)), bits)
+        if states or outcomes:
+            views = (v for v in views if v.header.state in states or (v.ended and v.outcome in outcomes))
+        return islice(views, limit or None)
+
+    def is_unstarted(self, array: str, index: int) -> bool:
+        """Whether this task of an array has not started, or is to start again."""
+        with translated():
+            return bool(self.client.getbit(self.keys.array(array, "todo"), index))
+
+    def task(self, array: str, index: int) -> JobView | None:
+        """One task of an array; None where there is none, or no record of it any more."""
+        alone = bytes_of(range(index, index + 1))
+        bits = {}
+        with translated():
+            for part in _BITMAPS:
+                bits[part] = alone if self.client.getbit(self.keys.array(array, part), index) else b""
+        return next(self._tasks(array, [index], bits), None)
+
+    def _tasks(self, array: str, indices: Iterable[int], bits: Mapping[str, bytes]) -> Iterator[JobView]:
+        (parent,) = self.records([array])
+        whole = None if parent is None else _readable(array, parent)
+        source = iter(indices)
+        while batch := list(islice(source, _FETCH)):
+            records = self.records([f"{array}_{index}" for index in batch])
+            for index, record in zip(batch, records, strict=True):
+                said = {part for part in ("todo", "cancelled", "expired") if contains(bits[part], index)}
+                view = _task(f"{array}_{index}", record, whole, said)
+                if view is not None:
+                    yield view
 
     def jobs(
         self,
@@ -133,12 +209,14 @@ class Inspect:
         size = 10
         while batch := list(islice(source, size)):
             size = _FETCH
-            for job_id, data in zip(batch, self.records(batch), strict=True):
-                view = _readable(job_id, data)
+            views = [
+                view
+                for job_id, data in zip(batch, self.records(batch), strict=True)
+                if (view := _readable(job_id, data)) is not None
+            ]
+            for view in self.count(views):
                 # What waited where it was found may have gone on since.
-                if view is not None and (
-                    everything or view.header.state in states or (view.ended and view.outcome in outcomes)
-                ):
+                if everything or view.header.state in states or (view.ended and view.outcome in outcomes):
                     yield view
 
     def _ids(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
@@ -146,10 +224,10 @@ class Inspect:
         if outcomes or not states or State.DONE in waiting:
             return self._walk(states, outcomes)
         if waiting == {State.SCHEDULED}:
-            return self._scheduled_ids()
-        sources: list[Iterable[str]] = []
+            return _distinct(chain(filter(str.isdigit, self._scheduled_ids()), self._array_ids()))
+        sources: list[Iterable[str]] = [self._array_ids()]
         if State.SCHEDULED in waiting:
-            sources.append(sorted(self._scheduled_ids(), key=int, reverse=True))
+            sources.append(sorted(filter(str.isdigit, self._scheduled_ids()), key=int, reverse=True))
         if waiting & _ACTIVE:
             sources.append(self._active_ids())
         if State.WAITING in waiting:
@@ -187,6 +265,11 @@ class Inspect:
         for number in sorted((number for number in numbers if number <= newest), reverse=True):
             yield from self._scan(number, 1, wanted)
 
+    def _array_ids(self) -> list[str]:
+        """Of arrays that have not ended. Their tasks are not listed beside them."""
+        with translated():
+            return sorted(map(_text, self.client.smembers(self.keys.arrays)), key=int, reverse=True)
+
     def _scheduled_ids(self) -> Iterator[str]:
         for start in range(0, 1 << 62, 1000):
             with translated():
@@ -217,14 +300,15 @@ class Inspect:
     def _pending_ids(self) -> Iterator[str]:
         with translated():
             names = [_text(name) for name in self.client.smembers(self.keys.pending)]
-        lists = (self._list_backwards(f"{self.keys.base}pending:{name}") for name in names)
+        lists = (filter(str.isdigit, self._list_backwards(f"{self.keys.base}pending:{name}")) for name in names)
         # A list is nearly in order: only what came back stands in front of younger ones.
         return heapq.merge(*lists, key=int, reverse=True)
 
     def _held_ids(self) -> list[str]:
         """Those that users hold: they may stand in no list."""
         with translated():
-            return sorted((_text(job_id) for job_id in self.client.hkeys(self.keys.held)), key=int, reverse=True)
+            ids = [_text(job_id) for job_id in self.client.hkeys(self.keys.held)]
+        return sorted(filter(str.isdigit, ids), key=int, reverse=True)
 
     def _list_backwards(self, key: str) -> Iterator[str]:
         end = -1
@@ -350,7 +434,9 @@ class Inspect:
             pipeline = self.client.pipeline(transaction=False)
             pipeline.hgetall(self.keys.channels)
             pipeline.hgetall(self.keys.owners)
-            said, owners = pipeline.execute()
+            pipeline.hgetall(self.keys.known)
+            said, owners, kept = pipeline.execute()
+        known = {_text(name): _description(data) for name, data in kept.items()}
         drains = self.drains()
         newest = {_text(name): _text(incarnation) for name, incarnation in owners.items()}
         described = {_text(name): _description(data) for name, data in said.items()}
@@ -364,7 +450,8 @@ class Inspect:
         alive = {view.name for view in views}
         for name in newest:
             if name not in alive:
-                views.append(_gone(name, newest[name], drains))
+                labels = tuple(str(label) for label in (known.get(name) or {}).get("labels") or ())
+                views.append(replace(_gone(name, newest[name], drains), labels=labels))
         views += self._wires({view.channel for view in views})
         return sorted(views, key=lambda view: (_natural(view.node), _natural(view.channel), view.started))
 
@@ -418,6 +505,20 @@ class Inspect:
     def nodes(self) -> list[NodeView]:
         """Every node that is or was, by name."""
         return by_node(self.channels())
+
+    def places_for(self, target: Target, what: str) -> list[tuple[str, str]]:
+        """Who is meant by a job for all NODES or CHANNELS: (node, channel or ""), whether they are here or away."""
+        meant = {
+            (view.node, view.channel if what == CHANNELS else "")
+            for view in self.channels()
+            if view.node and target.admits(view.node, view.channel, frozenset(view.labels))
+        }
+        return sorted(meant, key=lambda place: (_natural(place[0]), _natural(place[1])))
+
+    def place_names(self, array: str) -> list[str]:
+        """The places of a job for all nodes: NODE or NODE/CHANNEL, of its task 1, 2, ..."""
+        with translated():
+            return [_text(name) for name in self.client.lrange(self.keys.array(array, "places"), 0, -1)]
 
     def drains(self) -> dict[str, dict[str, Any]]:
         """What is drained: node, channel or node/channel -> reason, since, by; deadline, then, pause, heard."""
@@ -478,7 +579,7 @@ class Inspect:
             for channel in self.client.smembers(self.keys.sent_channels):
                 active += self.client.zcard(self.keys.sent(_text(channel)))
         return Counts(
-            pending=sum(self._lengths([_text(name) for name in lists]).values()),
+            pending=sum(self._lengths([_text(name) for name in lists]).values()) + self._not_started(),
             scheduled=scheduled,
             waiting=waiting,
             active=active,
@@ -537,6 +638,14 @@ class Inspect:
     def classes(self) -> dict[int, Target]:
         """What each class of jobs asks for, by number."""
         return Survey(self.client, self.keys).classes()
+
+    def _not_started(self) -> int:
+        """Of arrays; each stands in a list as one, unless its limit is reached."""
+        with translated():
+            pipeline = self.client.pipeline(transaction=False)
+            for array in self._array_ids():
+                pipeline.hmget(self.keys.array(array), "left", "parked")
+            return sum(int(left or 0) - (bool(int(left or 0)) and not parked) for left, parked in pipeline.execute())
 
     def pending_by_class(self) -> dict[tuple[Target, int], int]:
         """How many wait, by (where they may run, priority)."""
@@ -604,6 +713,62 @@ def _readable(job_id: str, data: bytes | None) -> JobView | None:
     except ProtocolError:
         return None
     return view
+
+
+def _array_counts(said: dict[bytes, bytes]) -> ArrayCounts:
+    numbers = {_text(name): int(value) for name, value in said.items()}
+    ended = {outcome.word: numbers.get(f"o{int(outcome)}", 0) for outcome in Outcome if outcome}
+    return ArrayCounts(
+        total=numbers.get("total", 0),
+        limit=numbers.get("limit", 0),
+        not_started=numbers.get("left", 0),
+        active=numbers.get("active", 0),
+        outcomes={word: count for word, count in ended.items() if count},
+    )
+
+
+def _wanted(bits: Mapping[str, bytes], states: Collection[State], outcomes: Collection[Outcome]) -> bytes:
+    """Where to look for tasks in these states or with these outcomes."""
+    if not states and not outcomes:
+        return bits["all"]
+    size = max(map(len, bits.values()))
+    every, todo, active, failed, cancelled, expired = (
+        int.from_bytes(bits[part].ljust(size, b"\0"), "big") for part in _BITMAPS
+    )
+    wanted = 0
+    if set(states) - {State.DONE}:
+        wanted |= active
+    if {State.PENDING, State.SCHEDULED} & set(states):
+        wanted |= todo
+    if set(outcomes) - {Outcome.SUCCEEDED}:
+        wanted |= failed & ~todo & ~cancelled & ~expired
+    if Outcome.CANCELLED in outcomes:
+        wanted |= cancelled
+    if Outcome.EXPIRED in outcomes:
+        wanted |= expired
+    if State.DONE in states or Outcome.SUCCEEDED in outcomes:
+        wanted |= every & ~todo & ~active
+    return wanted.to_bytes(size, "big")
+
+
+def _task(job_id: str, record: bytes | None, whole: JobView | None, said: Collection[str]) -> JobView | None:
+    """A task by its record; where it has none yet, or never got one, by what its array says."""
+    view = None if record is None else _readable(job_id, record)
+    if whole is None or not said or (view is not None and "todo" not in said):
+        return view
+    header = msgspec.structs.replace(
+        whole.header, flags=Flag.TASK, attempt=view.header.attempt if view else 0, incarnation="", entry=""
+    )
+    result = b""
+    if "todo" in said:
+        waits = header.state if header.state in (State.SCHEDULED, State.WAITING) else State.PENDING
+        header = msgspec.structs.replace(header, state=waits, outcome=Outcome.NONE)
+    else:
+        expired = "expired" in said
+        outcome, cause = (Outcome.EXPIRED, "expired") if expired else (Outcome.CANCELLED, "cancelled")
+        header = msgspec.structs.replace(header, state=State.DONE, outcome=outcome)
+        result = encode(Result(outcome=outcome, cause=cause, ended=header.since / 1000))
+    return JobView(job_id, header.pack(len(whole.packed_spec)) + whole.packed_spec + result)
 
 
 def _word(kind: type[State] | type[Outcome], wanted: Collection[Any]) -> str:

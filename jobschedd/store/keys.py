@@ -41,6 +41,11 @@ unblocking        list    ``<n>:<outcome>:<id>`` of ends to tell those that wait
 unblocks          string  counter that numbers those ends, and times of waiting         for ever
 workflows         zset    ``<first id>:<jobs>:<name>`` of workflows, by first id        the newest 10,000
 expiring          zset    id by expiry time                                             while not empty
+arrays            set     ids of arrays that have not ended                             while not empty
+array:<id>        hash    counts of a job array's tasks (see lua/array.lua)             as its job
+array:<id>:<p>    string  bitmaps of its indices: all, todo, active, failed,            as its job
+                          cancelled, expired
+array:<id>:places list    places of a job for all nodes                                 as its job
 cancelling        set     ids with an open request to cancel                            while not empty
 held              hash    id of a job that a user holds -> why, by whom, since when (JSON)  while held
 full              string  what is over its budget: while it is there, submits are refused  10 s, repeated
@@ -48,6 +53,7 @@ quiet             string  live output is over its budget: nobody new may follow 
 usage             string  what the leader measured last (JSON)                          1 minute
 bell              list    what changed, for the dispatcher to block on                  until read
 channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
+known             hash    ``<node>/<channel>`` -> its labels, when it last came (JSON)   until forgotten
 owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
 lease:<i>         hash    window and home of channel incarnation i                      channel lease
 dispatch:<i>      stream  orders for channel incarnation i, until answered              until it is reaped
@@ -107,12 +113,14 @@ class Keys:
         self.waiting = self.base + "waiting"
         self.unblocking = self.base + "unblocking"
         self.workflows = self.base + "workflows"
+        self.arrays = self.base + "arrays"
         self.cancelling = self.base + "cancelling"
         self.held = self.base + "held"
         self.full = self.base + "full"
         self.usage = self.base + "usage"
         self.bell = self.base + "bell"
         self.channels = self.base + "channels"
+        self.known = self.base + "known"
         self.owners = self.base + "owners"
         self.results = self.base + "results"
         self.suspects = self.base + "suspects"
@@ -138,6 +146,10 @@ class Keys:
     def operation(self, client: str) -> str:
         """The last submit of one client."""
         return f"{self.base}operation:{client}"
+
+    def array(self, job_id: str, part: str = "") -> str:
+        """The counts of an array, or one of its bitmaps."""
+        return f"{self.base}array:{job_id}" + (f":{part}" if part else "")
 
     def pending_list(self, job_class: int, priority: int) -> str:
         """The ids of one class and priority that wait for room."""

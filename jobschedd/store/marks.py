@@ -15,7 +15,7 @@ import msgspec
 import redis
 
 from jobschedd.errors import DataLost, ProtocolError
-from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode
+from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode, task_of
 from jobschedd.limits import Limits, Terms, terms_of
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
@@ -194,7 +194,10 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     incarnation = _text(fields[b"incarnation"])
     if len(bytes.fromhex(incarnation)) != 8 or [part.isdigit() for part in dispatch.split("-")] != [True, True]:
         raise ValueError("no dispatch of ours")
-    flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if spec.key else Flag.NONE)
+    is_task = task_of(job) is not None
+    key = "" if is_task else spec.key
+    flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if key else Flag.NONE)
+    flags |= Flag.TASK if is_task else Flag.NONE
     target = Target.of(spec)
     # It runs already: it counts, whatever the limits are.
     info = read_channel(fields[b"info"])
@@ -202,7 +205,7 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     gpus = tuple(int(number) for number in _text(fields.get(b"gpus", b"")).split(",") if number)
     now = terms_of(target, Limits(), place=place)
     terms = Terms(l=now.l, u=now.u, g=gpus).encoded()
-    about = (job, attempt, dispatch, int(flags), target.key(), spec.priority, spec.key, spec_bytes, terms)
+    about = (job, attempt, dispatch, int(flags), target.key(), spec.priority, key, spec_bytes, terms)
     return [entry, incarnation, fields[b"info"], *about]
 
 

@@ -7,6 +7,7 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,11 +16,12 @@ from typing import Any
 
 import redis
 
-from jobschedd.job import Header, Outcome, State, Submission
+from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission
 from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
+from jobschedd.store.survey import ChannelInfo
 
 OPERATION_MEMORY = 3_600_000
 
@@ -169,6 +171,8 @@ class Moves:
             links = (first.id, " ".join(first.after))
             arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
             arguments += [_new_record(submission, waiter) for submission in group]
+            if first.array is not None:
+                arguments += _array_arguments(first, first.array)
         answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
         ids: list[str] = []
         for first_id, group in zip(answer[1:], groups, strict=True):
@@ -201,6 +205,26 @@ class Moves:
     def prioritise(self, ids: Sequence[str], priority: int) -> list[HoldAnswer]:
         """Give jobs that wait another priority, at the end of that line. Safe to repeat."""
         return [HoldAnswer(answer) for answer in self._call("prioritise", priority, *ids)]
+
+    def retry_array(
+        self,
+        job_id: str,
+        ended_ms: int = 0,
+        everything: bool = False,
+        expires_ms: int = 0,
+        places: Sequence[tuple[int, Place, Flag, int]] = (),
+    ) -> tuple[RetryAnswer, int]:
+        """Have tasks of an array start again: those that did not succeed, or all; and how many do.
+
+        ``ended_ms``: the end that is meant, which makes it safe to repeat. ``places``: index, place, flags, priority of
+        tasks that have one; those expire after ``expires_ms``.
+        """
+        which = "all" if everything else "failed"
+        arguments: list[Any] = []
+        for index, place, flags, priority in places:
+            arguments += [index, place.target.key(), _packed(place.spec, flags, priority, 0)]
+        answer, count = self._call("again", job_id, ended_ms or "", which, expires_ms, *arguments)
+        return RetryAnswer(answer), int(count)
 
     def follow(self, job_id: str) -> State | None:
         """Ask for live output of a job; repeat it every 10 s while it is wanted. None: unknown job."""
@@ -248,6 +272,24 @@ class Moves:
             pipe.rpush(self.keys.bell, "m")
             removed, _ = pipe.execute()
         return bool(removed)
+
+    def remember(self, channels: Sequence[ChannelInfo]) -> None:
+        """Keep what is to be known of channels while they are away."""
+        said: dict[Any, Any] = {
+            f"{info.node}/{info.channel}": json.dumps({"labels": list(info.labels), "seen": time.time()})
+            for info in channels
+            if info.node
+        }
+        if said:
+            with translated():
+                self.client.hset(self.keys.known, mapping=said)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Nobody is to know of these channels (node/channel) any more; they are expected to be down."""
+        with translated(), self.client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self.keys.known, *names)
+            pipe.hdel(self.keys.owners, *names)
+            pipe.execute()
 
     def next_client(self) -> int:
         """A number for a client that waits."""
@@ -347,9 +389,10 @@ class Moves:
         looked, mended = self._call("recheck", fence, most)
         return looked, mended
 
-    def repeat_hints(self, fence: str, most: int) -> int:
-        """Tell channels again of open requests to cancel; how many there are."""
-        return int(self._call("hint", fence, most))
+    def repeat_hints(self, fence: str, most: int) -> tuple[int, list[str]]:
+        """Tell channels again of open requests to cancel; (how many there are, tasks of arrays to be cancelled)."""
+        count, *tasks = self._call("hint", fence, most)
+        return int(count), [_text(task) for task in tasks]
 
     def delete_collected(self, entry_ids: Iterable[str]) -> None:
         """Drop entries of the result stream that are in the history."""
@@ -368,16 +411,27 @@ def _grouped(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
 
 
 def _group_key(number: int, submission: Submission) -> Any:
-    if submission.key:
-        return object()  # equal to nothing: a group with a key holds one job
+    if submission.key or submission.array is not None:
+        return object()  # equal to nothing: a group with a key, or with an array, holds one job
     times = (submission.delay_ms, submission.at_ms, submission.expires_ms)
     offset = submission.id - number if submission.id else None
     return submission.target, submission.priority, times, submission.after, offset
 
 
 def _new_record(submission: Submission, waiter: int) -> bytes:
-    header = Header(state=State.PENDING, flags=submission.flags, priority=submission.priority, waiter=waiter)
-    return header.pack(len(submission.spec)) + submission.spec
+    return _packed(submission.spec, submission.flags, submission.priority, waiter)
+
+
+def _packed(spec: bytes, flags: Flag, priority: int, waiter: int) -> bytes:
+    return Header(state=State.PENDING, flags=flags, priority=priority, waiter=waiter).pack(len(spec)) + spec
+
+
+def _array_arguments(submission: Submission, array: Array) -> list[Any]:
+    arguments: list[Any] = [array.total, array.limit, array.most_failures, array.todo, len(array.places)]
+    flags = submission.flags & Flag.NO_RETRY_ON_LOSS | Flag.TASK
+    for place in array.places:
+        arguments += [place.name, place.target.key(), _packed(place.spec, flags, submission.priority, 0)]
+    return arguments
 
 
 def _text(value: bytes | str) -> str:

@@ -34,7 +34,7 @@ class Script:
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        shared = "\n".join(_text(part) for part in ("record", *_listed(body, "-- WITH:")))
+        shared = "\n".join(_text(part) for part in ("record", "array", *_listed(body, "-- WITH:")))
         self.text = f"{shebang}\n{shared}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 

@@ -26,6 +26,7 @@ from jobschedd.job import (
     decode_record,
     decode_result,
     decode_spec,
+    task_of,
 )
 
 #: Stands for the status of a job whose record has expired.
@@ -33,17 +34,54 @@ NO_RECORD = "no_record"
 _NO_RESULT = Result(outcome=Outcome.NONE, cause="")
 
 
+@dataclass(frozen=True)
+class ArrayCounts:
+    """Where the tasks of an array are. ``outcomes``: of those that have ended, by word."""
+
+    total: int
+    limit: int  # tasks at once; 0: any number
+    not_started: int
+    active: int  # started or on their way, retries that wait included
+    outcomes: dict[str, int]
+
+    @property
+    def ended(self) -> int:
+        """Tasks that have their end."""
+        return sum(self.outcomes.values())
+
+    def __str__(self) -> str:
+        parts = [f"{self.active} active", f"{self.not_started} not started"] if self.ended < self.total else []
+        return ", ".join([*(f"{count} {word}" for word, count in self.outcomes.items()), *parts])
+
+    def json(self) -> dict[str, Any]:
+        """As in docs/json.md."""
+        counts = {outcome.word: self.outcomes.get(outcome.word, 0) for outcome in Outcome if outcome}
+        return {
+            "tasks": self.total,
+            "limit": self.limit or None,
+            "not_started": self.not_started,
+            "active": self.active,
+        } | counts
+
+
 class JobView:
     """One job as its record says at the time of reading. Raises ProtocolError where the record is unreadable."""
 
     def __init__(self, job_id: str, data: bytes) -> None:
         self.id = job_id
+        #: Of an array, once somebody has counted: see ``Inspect.count``.
+        self.counts: ArrayCounts | None = None
         self._record: Record = decode_record(data)
 
     @property
     def header(self) -> Header:
         """State, attempt, times: the record's fixed part."""
         return self._record.header
+
+    @property
+    def packed_spec(self) -> bytes:
+        """The spec's bytes."""
+        return self._record.spec
 
     @cached_property
     def spec(self) -> Spec:
@@ -54,6 +92,11 @@ class JobView:
     def result(self) -> Result:
         """How the last attempt ended; an empty one while the job has not ended."""
         return decode_result(self._record.result) if self._record.result else _NO_RESULT
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it stands for many tasks."""
+        return Flag.ARRAY in self.header.flags
 
     @property
     def ended(self) -> bool:
@@ -95,6 +138,7 @@ class JobView:
         """
         header, spec, result = self.header, self.spec, self.result
         node, channel = place or (result.node, result.channel)
+        task = task_of(self.id)
         fields: dict[str, Any] = {
             "id": self.id,
             "name": spec.name or None,
@@ -144,6 +188,10 @@ class JobView:
             "after": list(spec.after),
             "workflow": spec.workflow or None,
             "submitter": spec.submitter or None,
+            "array": self.counts.json() if self.counts else None,
+            "indices": spec.array or None,
+            "array_id": task[0] if task else None,
+            "index": task[1] if task else None,
             "value": self.value() if self.outcome == Outcome.SUCCEEDED else None,
         }
         if output:
@@ -292,7 +340,7 @@ def _node(name: str, channels: list[ChannelView]) -> NodeView:
         slots=sum(channel.slots for channel in present),
         entries=sum(channel.entries for channel in channels),
         busy=sum(channel.busy for channel in present),
-        labels=tuple(sorted({label for channel in present for label in channel.labels})),
+        labels=tuple(sorted({label for channel in present or channels for label in channel.labels})),
         host=next((channel.host for channel in channels if channel.host), ""),
         versions=tuple(sorted({channel.version for channel in present if channel.version})),
         started=min((channel.started for channel in present if channel.started), default=0.0),

@@ -78,6 +78,13 @@ def _drain_with_a_deadline(scene: Scene) -> None:
     scene.client.resume("1")
 
 
+def _cancel_an_array(scene: Scene) -> None:
+    """With tasks on both channels, and others that have not started."""
+    array = scene.client.submit(["sleep", "60"], array="1-1000", priority=100)
+    wait_until(lambda: array.counts is not None and array.counts.active, 20, "its tasks are out")
+    scene.client.cancel(array)
+
+
 def _stop_slave(scene: Scene) -> None:
     scene.under_way()
     scene.slave.signal("supervisor", signal.SIGTERM)
@@ -141,6 +148,7 @@ CASES = {
     "dispatcher.interrupt.after": Case("master", 1, _drain_with_a_deadline),
     "dispatcher.unblock.before": Case("master", 2),
     "dispatcher.unblock.after": Case("master", 2),
+    "dispatcher.cancel.before": Case("master", 1, _cancel_an_array),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),

@@ -230,3 +230,16 @@ class TestResources:
         new = driver.channel("0", node="n0", resources={"cpus": 2000})
         master.dispatch()
         assert new.jobs() == [second]
+
+
+def test_tasks_of_an_array_count_one_each(driver, master):
+    channel = driver.channel()
+    driver.moves.set_limit("db", 3)
+    (array,) = driver.submit(array="1-9", limit_keys=["db"])
+    master.dispatch()
+    first = channel.jobs()
+    assert len(first) == 3 and all(job.startswith(f"{array}_") for job in first)
+    channel.report(first[0])
+    master.collect()
+    master.dispatch()
+    assert len(channel.jobs()) == 3 and first[0] not in channel.jobs()

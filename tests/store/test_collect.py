@@ -181,7 +181,7 @@ class TestReturn:
     @pytest.mark.parametrize("back", ["bring_back", "again"])
     def test_the_time_to_expire_is_watched_again(self, driver, channel, back):
         """It may have passed while the channel had the job; nobody may ever have room for it again."""
-        job, _ = driver.dispatched(channel, expires="30ms")
+        job, _ = driver.dispatched(channel, expires="300ms")
         driver.wait_ms(driver.header(job).expires)
         driver.moves.promote(driver.fence, KEEP, 100)
         assert driver.client.zcard(driver.keys.expiring) == 0

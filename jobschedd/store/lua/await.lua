@@ -10,7 +10,12 @@ for at = 3, #ARGV do
   local key = BASE .. 'job:' .. id
   local rec = call('GET', key)
   local reply = false
-  if rec then
+  if array.is_todo(id) then
+    -- Its record, once it has one, finds them there.
+    reply = ''
+    call('SADD', BASE .. 'waiters:' .. id, client)
+    call('PEXPIRE', BASE .. 'waiters:' .. id, 86400000)
+  elseif rec then
     local r = read(rec)
     if not r or r.state == DONE then
       reply = rec

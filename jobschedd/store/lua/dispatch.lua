@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- move: dispatch: PENDING -> DISPATCHED, DONE
--- (DONE: expired, or cancelled on its way back)
+-- move: dispatch: PENDING, SCHEDULED -> RUNNING
+-- (DONE: expired, or cancelled on its way back; RUNNING: an array, as a whole, when its first task goes out)
 -- WITH: holding
 -- KEYS: leader pending
 -- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most,
 --       what its jobs count against (see holding.lua)
--- returns: per assignment {dispatched, left in the list, entries in the stream, window (-1: no lease), what bounds the
---          rest ('': room, or nothing), for how many ms (-1: until somebody lets go)}
+-- returns: per assignment {dispatched, left in the list (at least), entries in the stream, window (-1: no lease), what
+--          bounds the rest ('': room, or nothing), for how many ms (-1: until somebody lets go)}
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
 -- Ids that one assignment looks at beyond its room: a million tombstones must not hold up the server.
@@ -34,6 +35,11 @@ local function order(id, rec, r, stream, incarnation, terms)
     middle(DISPATCHED, 0, r.flags, r.attempt, now, incarnation, tonumber(time), tonumber(number)))
 end
 
+-- Those that did not fit stand in front again, in their order.
+local function put_back(list, ids, from)
+  for i = #ids, from, -1 do call('LPUSH', list, ids[i]) end
+end
+
 local replies = {}
 for at = 4, #ARGV, 5 do
   local class, priority, name = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2]
@@ -42,27 +48,43 @@ for at = 4, #ARGV, 5 do
   local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1) or -1
   local entries = call('XLEN', stream)
   local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
-  local incarnation, spare = from_hex(name), MOST_TOMBSTONES
+  local incarnation, spare, behind_marker = from_hex(name), MOST_TOMBSTONES, 0
   local terms, by, wait
   if ARGV[at + 4] ~= '' then
     terms = cjson.decode(ARGV[at + 4])
     room, by, wait = bounded(room, terms, now)
   end
+  local allowed = room
   while room > 0 and spare > 0 do
     local ids = call('LPOP', list, room)
     if not ids then break end
     spare = spare - #ids
-    for _, id in ipairs(ids) do
+    for i, id in ipairs(ids) do
       local rec = call('GET', BASE .. 'job:' .. id)
       local r = rec and read(rec)
       -- Anything else is the tombstone of a job that went another way.
-      if waits_in(r, class, priority) then
+      if r and r.flags >= ARRAY and array.waits_in(r, class, priority) then
+        local tasks, more = array.take(id, rec, r, room, keep, now)
+        for _, task in ipairs(tasks) do order(task.id, task.rec, task.r, stream, incarnation, terms) end
+        room, sent, spare = room - #tasks, sent + #tasks, spare + #tasks
+        if more > 0 or room == 0 then
+          put_back(list, ids, i + 1)
+          if more > 0 then
+            call('LPUSH', list, id)
+            behind_marker = more - 1
+          end
+          room = 0
+          break
+        end
+      elseif waits_in(r, class, priority) then
         if has(r.flags, HELD) then
           park(id, r)
         elseif has(r.flags, CANCEL_REQUESTED) then
           finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
         elseif r.expires > 0 and r.expires <= now then
           finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
+        elseif r.flags >= TASK and array.stopped(id, now) then
+          finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
         else
           order(id, rec, r, stream, incarnation, terms)
           room, sent, spare = room - 1, sent + 1, spare + 1
@@ -72,7 +94,8 @@ for at = 4, #ARGV, 5 do
   end
   local left = call('LLEN', list)
   if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
-  if not by or room > 0 or left == 0 then by, wait = '', -1 end
+  left = left + behind_marker
+  if not by or sent < allowed or left == 0 then by, wait = '', -1 end
   if by ~= '' then await_room(by, wait) end
   replies[#replies + 1] = {sent, left, entries + sent, window, by, wait}
 end

@@ -5,7 +5,7 @@
 -- returns: the state (0: unknown job). While live output is over its budget nobody is shown more of it.
 local id = ARGV[2]
 local rec = call('GET', BASE .. 'job:' .. id)
-if not rec then return 0 end
+if not rec then return array.is_todo(id) and PENDING or 0 end
 local r = read(rec)
 if not r then return 0 end
 if r.state == DONE then return r.state end

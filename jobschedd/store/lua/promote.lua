@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- move: promote: SCHEDULED -> PENDING
 -- move: expire: PENDING, SCHEDULED, WAITING -> DONE
--- (when the time has come; promote: at the end of the list)
+-- move: expire: RUNNING -> DONE
+-- (when the time has come; promote: at the end of the list; RUNNING: an array, which ends once no task is left)
 -- KEYS: leader scheduled expiring
 -- ARGV: base, fence, keep of expired jobs (ms), at most
 -- returns: {promoted, expired, ms until the next is due (-1: none)}
@@ -36,7 +37,10 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEY.expiring, '-inf', now, 'LIMIT', 0,
   call('ZREM', KEY.expiring, id)
   local rec = call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
-  if r and (r.state == PENDING or r.state == SCHEDULED or r.state == WAITING) then
+  if r and r.state ~= DONE and has(r.flags, ARRAY) then
+    array.drop(id, EXPIRED, keep, now)
+    expired = expired + 1
+  elseif r and (r.state == PENDING or r.state == SCHEDULED or r.state == WAITING) then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
     finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
     if r.state == PENDING then drop_tombstones(r.class, r.priority) end

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- move: publish: PENDING -> DISPATCHED, SCHEDULED, DONE
--- (pubsub. SCHEDULED: nobody was subscribed, to be sent again; DONE: expired, or cancelled on its way back)
+-- move: publish: PENDING, SCHEDULED -> RUNNING
 -- WITH: holding
+-- (pubsub. SCHEDULED: nobody was subscribed, to be sent again; DONE: expired, or cancelled on its way back; RUNNING: an
+-- array, as a whole)
 -- KEYS: leader pending scheduled published sent_channels listening
 -- ARGV: base, fence, keep of ends that are no success (ms), 'resend' | 'fail'; then per assignment: class, priority,
 --       channel, the Redis channel of it, window, at most, our own slave's incarnation ('': it has none), what its jobs count against
@@ -80,8 +82,14 @@ for at = 5, #ARGV, 8 do
     if not id then break end
     local rec = call('GET', BASE .. 'job:' .. id)
     local r = rec and read(rec)
+    if r and r.flags >= ARRAY and has(r.flags, ARRAY) then
+      -- One task takes the place of its array, which stands behind it again while it has more.
+      local tasks, more = array.take(id, rec, r, 1, keep, now)
+      if more > 0 then call('LPUSH', list, id) end
+      if tasks[1] then id, rec, r = tasks[1].id, tasks[1].rec, tasks[1].r end
+    end
     -- Anything else is the tombstone of a job that went another way.
-    if not waits_in(r, class, priority) then
+    if not waits_in(r, class, priority) or has(r.flags, ARRAY) and not has(r.flags, HELD) then
       spare = spare - 1
     elseif has(r.flags, HELD) then
       park(id, r)
@@ -90,6 +98,8 @@ for at = 5, #ARGV, 8 do
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
     elseif r.expires > 0 and r.expires <= now then
       finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
+    elseif r.flags >= TASK and array.stopped(id, now) then
+      finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
     elseif publish(id, rec, r, channel, wire, incarnation, failed, terms) then
       room, sent = room - 1, sent + 1
     else

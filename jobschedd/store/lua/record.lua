@@ -3,12 +3,15 @@ local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local SUCCEEDED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 4, 5, 6, 7
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
-local HELD, PARKED, HOLDS = 64, 128, 1024
+local HELD, PARKED, HOLDS = 64, 128, 2048
+local ARRAY, TASK = 512, 1024
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
 local NOBODY = string.rep('\0', 8)
 local INBOX_TTL = 600000
 local call = redis.call
+-- What array.lua adds: everything about job arrays.
+local array = {}
 
 local function now_ms()
   local t = call('TIME')
@@ -189,6 +192,7 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if flags ~= r.flags then tell_dependents(id, outcome) end
   tell_hooks(id, r, outcome)
   wake(id, r.waiter)
+  if r.flags >= ARRAY then array.note_end(id, r, outcome, keep, now) end
 end
 
 -- An end that no channel reported. The collector learns of it on the result stream, for the history.
@@ -255,7 +259,8 @@ local function drop_tombstones(class, priority)
   local list, dropped = pending_list(class, priority), 0
   while dropped < 10 do
     local id = call('LINDEX', list, 0)
-    if not id or waits_in(read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59)), class, priority) then break end
+    local r = id and read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
+    if not id or waits_in(r, class, priority) or (r and array.waits_in(r, class, priority)) then break end
     call('LPOP', list)
     dropped = dropped + 1
   end

@@ -40,7 +40,7 @@ local function restore(at)
   local incarnation, id, attempt, entry = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 4]), ARGV[at + 5]
   local flags, priority, key, spec = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 8]), ARGV[at + 9], ARGV[at + 10]
   local time, number = string.match(entry, '^(%d+)-(%d+)$')
-  local rec = call('GET', BASE .. 'job:' .. id)
+  local rec = array.is_todo(id) and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
   if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
@@ -71,7 +71,8 @@ local function restore(at)
     .. middle(DISPATCHED, 0, new.flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
     .. struct.pack('<I4', #spec) .. spec)
   if key ~= '' and scope_of(spec) ~= 'pending' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
-  if (tonumber(id) or 0) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, id) end
+  local number = string.match(id, '^%d+') or '0'
+  if tonumber(number) > tonumber(call('GET', KEY.next_id) or '0') then call('SET', KEY.next_id, number) end
   return 1
 end
 

@@ -25,13 +25,19 @@ for at = 2, #ARGV, 2 do
   local key = BASE .. 'job:' .. id
   local rec = call('GET', key)
   local r = rec and read(rec)
-  if not r then
-    replies[#replies + 1] = 4
-  elseif r.state ~= DONE or (ARGV[at + 1] ~= '' and r.since ~= tonumber(ARGV[at + 1])) then
-    replies[#replies + 1] = 2
+  local reply
+  if array.is_todo(id) then
+    reply = 2
+  elseif not r then
+    reply = 4
+  elseif has(r.flags, ARRAY) or r.state ~= DONE or (ARGV[at + 1] ~= '' and r.since ~= tonumber(ARGV[at + 1])) then
+    reply = 2
   elseif is_key_taken(id, rec, r) then
-    replies[#replies + 1] = 3
-  else
+    reply = 3
+  elseif r.flags >= TASK then
+    reply = ({todo = 1, refused = 2})[array.task_again(id, r, now)]
+  end
+  if not reply then
     local flags = has(r.flags, CANCEL_REQUESTED) and r.flags - CANCEL_REQUESTED or r.flags
     local time = r.attempt == 0 and await_all(id, conditions_of(rec, r), {}, now)
     call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
@@ -39,7 +45,8 @@ for at = 2, #ARGV, 2 do
       .. middle(time and WAITING or PENDING, 0, flags, r.attempt, now, NOBODY, 0, time or 0)
       .. string.sub(rec, 57, 60 + r.spec_length))
     if not time then make_pending(r.class, r.priority, {id}, false) end
-    replies[#replies + 1] = time and 5 or 1
+    reply = time and 5 or 1
   end
+  replies[#replies + 1] = reply
 end
 return replies
