@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from jobschedd.errors import ProtocolError
+from jobschedd.labels import matches
 
 RECORD_VERSION: Final = 1
 #: Bytes that one message (spec or result) may have unless configured otherwise.
@@ -183,7 +184,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
     channel: str = ""
     node: str = ""
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # label expressions, all of which must hold
     priority: int = 0
     retries: int = 0
     retry_delay: float = 1.0  # seconds before the first retry; doubles each time
@@ -200,6 +201,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     submitter: str = ""
     key: str = ""  # idempotency key
     key_scope: str = ""  # how long it is taken: while the record lives, or until the job has ended, or is dispatched
+    group: str = ""  # who shares the fleet with whom
+    limits: dict[str, int] = {}  # concurrency keys, each with the number that came with the job (0: none did)
+    resources: dict[str, int] = {}  # what it needs of its channel's, see jobschedd.amounts
+    avoid_failed: bool = False  # a retry goes to another node than the one where it failed, where there is one
+    rates: dict[str, tuple[int, int]] = {}  # key -> starts, and the milliseconds within which no more may begin
     after: tuple[str, ...] = ()  # "ID:ok", "ID:any", "ID:fail": what must have ended before, and how
     workflow: str = ""  # the id of its workflow, which is that of its first job
     array: str = ""  # indices of a job array, and %limit: "1-100:2%5" (shortened); its tasks carry it too
@@ -262,6 +268,7 @@ class Order(msgspec.Struct, frozen=True):
     spec: Spec
     follow_until: float = 0.0  # seconds since the epoch: stream output live until then
     crashes: int = 0  # times it ran when its channel process died: then it runs alone
+    gpus: tuple[int, ...] = ()  # which of the channel's GPUs are its own
 
 
 class ReportKind(enum.StrEnum):
@@ -335,6 +342,7 @@ class Flag(enum.IntFlag):
     KEYED = 8  # submitted under an idempotency key, named in the spec
     HELD = 64  # a user holds it while it waits: not to be dispatched
     PARKED = 128  # its turn came while it was held: it stands in no list
+    HOLDS = 2048  # counts against a limit while a channel has it: see what ``holds`` says
     AWAITED = 256  # other jobs wait for its end
     ARRAY = 512  # stands for many tasks, see store/lua/array.lua
     TASK = 1024  # one of them
@@ -455,30 +463,78 @@ def decode_record(data: bytes) -> Record:
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where a job may run: its class, as far as placement is concerned. Empty means anywhere."""
+    """Where a job may run and what it counts against: its class. Empty means anywhere, and nothing."""
 
     channel: str = ""
     node: str = ""
     labels: tuple[str, ...] = ()
+    group: str = ""
+    limits: tuple[tuple[str, int], ...] = ()  # as in Spec, by key
+    rates: tuple[tuple[str, int, int], ...] = ()
+    resources: tuple[tuple[str, int], ...] = ()
+    avoid: str = ""  # a node, to be taken only where no other will do
+
+    @classmethod
+    def of(cls, spec: Spec) -> Target:
+        """The class of a job that has not failed anywhere."""
+        return cls(
+            channel=spec.channel,
+            node=spec.node,
+            labels=tuple(sorted(spec.labels)),
+            group=spec.group,
+            resources=tuple(sorted(spec.resources.items())),
+            limits=tuple(sorted(spec.limits.items())),
+            rates=tuple(sorted((key, count, ms) for key, (count, ms) in spec.rates.items())),
+        )
 
     def key(self) -> str:
-        """The class as text: ``node/channel+label+label``."""
-        return "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
+        """The class as text: ``node/channel+label+label``, then what it counts against: ``?g:group;l:key=3;...``."""
+        place = "/".join((self.node, self.channel)) + "".join(f"+{label}" for label in self.labels)
+        terms = [f"g:{self.group}"] if self.group else []
+        terms += [f"u:{name}={amount}" for name, amount in self.resources]
+        terms += [f"x:{self.avoid}"] if self.avoid else []
+        terms += [f"l:{key}={number}" for key, number in self.limits]
+        terms += [f"r:{key}={count}/{ms}" for key, count, ms in self.rates]
+        return place + ("?" + ";".join(terms) if terms else "")
 
     @classmethod
     def from_key(cls, key: str) -> Target:
-        """The inverse of ``key``."""
-        place, *labels = key.split("+")
+        """The inverse of ``key``. Raises ValueError for one that this version cannot read."""
+        where, _, terms = key.partition("?")
+        place, *labels = where.split("+")
         node, _, channel = place.partition("/")
-        return cls(channel=channel, node=node, labels=tuple(labels))
+        read: dict[str, Any] = {"limits": [], "rates": [], "resources": []}
+        for term in filter(None, terms.split(";")):
+            kind, _, text = term.partition(":")
+            name, _, amount = text.partition("=")
+            match kind:
+                case "g":
+                    read["group"] = text
+                case "x":
+                    read["avoid"] = text
+                case "u":
+                    read["resources"].append((name, int(amount)))
+                case "l":
+                    read["limits"].append((name, int(amount)))
+                case "r":
+                    count, _, ms = amount.partition("/")
+                    read["rates"].append((name, int(count), int(ms)))
+                case _:
+                    raise ValueError(f"a class of a newer version: {key[:200]}")
+        several = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
+        return cls(channel=channel, node=node, labels=tuple(labels), **{**read, **several})
 
     def admits(self, node: str, channel: str, labels: frozenset[str]) -> bool:
         """Whether this channel may run a job of this class."""
         return (
             (not self.channel or self.channel == channel)
             and (not self.node or self.node == node)
-            and labels.issuperset(self.labels)
+            and (labels.issuperset(self.labels) or all(matches(label, labels) for label in self.labels))
         )
+
+    def fits(self, resources: Mapping[str, int]) -> bool:
+        """Whether a channel that has so much could run a job of this class, were it alone there."""
+        return all(resources.get(name, 0) >= amount for name, amount in self.resources)
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -505,8 +561,7 @@ NODES, CHANNELS = "nodes", "channels"
 def place_of(spec: Spec, node: str, channel: str) -> Place:
     """The task of a job for all nodes on this node, or on this channel of it."""
     own = msgspec.structs.replace(spec, node=node, channel=channel or spec.channel, key="")
-    target = Target(channel=own.channel, node=node, labels=tuple(sorted(spec.labels)))
-    return Place(name=f"{node}/{channel}" if channel else node, target=target, spec=encode(own))
+    return Place(name=f"{node}/{channel}" if channel else node, target=Target.of(own), spec=encode(own))
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):

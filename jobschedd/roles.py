@@ -214,6 +214,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     """Target of the child "dispatcher"."""
     import msgspec
 
+    from jobschedd.limits import parse_limit, stored
     from jobschedd.master.budgets import Budgets
     from jobschedd.master.collector import Keep
     from jobschedd.master.dispatcher import Dispatcher
@@ -253,7 +254,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         survey=Survey(client, keys),
         bell=Bell(blocking(config.connection, f"{config.node}/dispatcher/bell", timing.block), keys),
         leadership=Leadership(moves, instance.id, timing.leader_lease, epochs, SYSTEM_CLOCK, instance.predecessor),
-        placement=Placement(config.master.placement),
+        placement=Placement(config.master.placement, weights=config.master.groups),
         clock=SYSTEM_CLOCK,
         lease=timing.lease,
         reap_scan=timing.reap_scan,
@@ -261,6 +262,8 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         keep_ms=_keep_ms(config.master.keep.failed),
         check=partial(check_server, client),
         guard=guard,
+        ageing=config.master.ageing,
+        limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
         budgets=Budgets(
             Memory(client, keys),
             msgspec.structs.asdict(config.master.budgets),
@@ -428,11 +431,13 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         name=name,
         slots=channel.slots,
         labels=channel.labels,
+        resources=channel.amounts,
         execution=ExecutionSettings(
             node=config.node,
             channel=name,
             workdir=slave.workdir,
             env=slave.env,
+            gpus=channel.gpus,
             umask=slave.umask,
             allow_commands=slave.allow.commands,
             allow_functions=slave.allow.functions,

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jobschedd.amounts import parse_amount
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob
 from jobschedd.indices import Indices, count, parse_indices
@@ -28,6 +29,8 @@ from jobschedd.job import (
     Target,
     encode,
 )
+from jobschedd.labels import normal
+from jobschedd.limits import MOST_AT_A_TIME, MOST_KEYS, parse_rate
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -66,6 +69,8 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     if unknown:
         raise InvalidJob(str(unknown[0])[:100], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
     values = {name: _FIELDS[name](name, item[name]) for name in item if name in _FIELDS and item[name] is not None}
+    values["limits"] = values.pop("limit_keys", {})
+    values["resources"] = _resources(values)
     node, channel = values.get("node", ""), values.get("channel", "")
     if "/" in channel:
         owner, _, channel = channel.partition("/")
@@ -99,7 +104,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     flags |= Flag.NONE if array is None else Flag.ARRAY
     return Submission(
         spec=packed,
-        target=Target(channel=channel, node=node, labels=tuple(sorted(spec.labels))),
+        target=Target.of(spec),
         priority=spec.priority,
         flags=flags,
         key=spec.key,
@@ -250,10 +255,19 @@ def _labels(field: str, value: Any) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, Sequence):
         raise InvalidJob(field, "must be a label or a list of labels")
-    labels = {_name(field, label) for label in value}
+    labels = {_expression(field, label) for label in value}
     if len(labels) > MOST_LABELS:
         raise InvalidJob(field, f"are {len(labels)} labels; at most {MOST_LABELS} are taken")
     return tuple(sorted(labels))
+
+
+def _expression(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidJob(field, f"{_shown(value)} is no label: write a name, or an expression such as 'gpu && !spot'")
+    try:
+        return normal(value)
+    except ValueError as error:
+        raise InvalidJob(field, str(error)) from None
 
 
 def _function(field: str, value: Any) -> str:
@@ -312,6 +326,84 @@ def _environment(field: str, value: Any) -> dict[str, str]:
             raise InvalidJob(field, f"{_shown(name)} is set by the scheduler")
         _text(f"{field}.{name[:100]}", text, LONGEST_ARGUMENT - len(name) - 1)
     return dict(value)
+
+
+def _limit_keys(field: str, value: Any) -> dict[str, int]:
+    """``db``, ``db=3``, a list of those, or a mapping such as {db: 3}. 0 stands for "no number given"."""
+    found: dict[str, int] = {}
+    for key, text in _pairs(field, value):
+        number = int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10 else text
+        if number is not None:
+            number = _whole(1, MOST_AT_A_TIME)(field, number)
+        found[_limit_key(field, key)] = number or 0
+    return found
+
+
+def _resources(values: dict[str, Any]) -> dict[str, int]:
+    """``cpus``, ``memory``, ``gpus`` and what else ``resources`` names, taken out of ``values``."""
+    asked: dict[str, int] = values.pop("resources", {})
+    for name in _OWN_RESOURCES:
+        if name in values:
+            if name in asked:
+                raise InvalidJob(name, "is asked for twice: here and in resources")
+            asked[name] = values.pop(name)
+    return asked
+
+
+def _amount(field: str, value: Any) -> int:
+    try:
+        return parse_amount(field, value)
+    except ValueError as error:
+        raise InvalidJob(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def _named_resources(field: str, value: Any) -> dict[str, int]:
+    """``license=1``, a list of those, or a mapping such as {license: 1}."""
+    found: dict[str, int] = {}
+    for name, amount in _pairs(field, value):
+        try:
+            found[str(name)] = parse_amount(str(name), 1 if amount is None else amount)
+        except ValueError as error:
+            raise InvalidJob(field, str(error)) from None
+    return found
+
+
+def _rates(field: str, value: Any) -> dict[str, tuple[int, int]]:
+    """``api=10/m``, a list of those, or a mapping such as {api: 10/m}."""
+    found: dict[str, tuple[int, int]] = {}
+    for key, text in _pairs(field, value):
+        if not isinstance(text, str):
+            raise InvalidJob(
+                field, f"{_shown(key)} must be KEY=STARTS/PERIOD, such as api=10/m: who shares a rate shares its key"
+            )
+        try:
+            rate = parse_rate(text)
+        except ValueError as error:
+            raise InvalidJob(field, str(error)) from None
+        found[_limit_key(field, key)] = (rate.count, rate.ms)
+    return found
+
+
+def _pairs(field: str, value: Any) -> list[tuple[Any, Any]]:
+    """What comes as texts ``KEY`` or ``KEY=X``, one or several, or as a mapping: pairs, None where nothing is said."""
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, str | Sequence) and all(isinstance(part, str) for part in value):
+        texts = [value] if isinstance(value, str) else list(value)
+        pairs = [(key, rest if separator else None) for key, separator, rest in (text.partition("=") for text in texts)]
+    else:
+        raise InvalidJob(field, "must be KEY=VALUE, a list of those, or a mapping")
+    if len({str(key) for key, _ in pairs}) < len(pairs):
+        raise InvalidJob(field, "names a key twice")
+    if len(pairs) > MOST_KEYS:
+        raise InvalidJob(field, f"are {len(pairs)} keys; at most {MOST_KEYS} are taken")
+    return pairs
+
+
+def _limit_key(field: str, key: Any) -> str:
+    if isinstance(key, str) and (kind := key.partition(":"))[1]:
+        raise InvalidJob(field, f"{_shown(key)}: a limit of a {kind[0][:20]} is set by an operator, not by a job")
+    return _name(field, key)
 
 
 def _cwd(field: str, value: Any) -> str:
@@ -429,6 +521,14 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "key": lambda field, value: _text(field, value, 200),
     "key_scope": _key_scope,
     "follow": _boolean,
+    "group": _name,
+    "avoid_failed": _boolean,
+    "cpus": _amount,
+    "memory": _amount,
+    "gpus": _amount,
+    "resources": _named_resources,
+    "limit_keys": _limit_keys,
+    "rates": _rates,
     "hold": _boolean,
     "after": _after,
     "ref": _ref,
@@ -437,4 +537,5 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "all_channels": _boolean,
     "max_failures": _whole(1, 10_000_000),
 }
+_OWN_RESOURCES = ("cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

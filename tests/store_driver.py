@@ -161,7 +161,7 @@ class Driver:
 
     def judge(self, verb: str, job: str, attempt: int, entry: str, *rest: Any) -> tuple[Verdict, bytes | None]:
         """One report."""
-        (verdict,) = self.moves.collect(self.fence, [verb, job, attempt, entry, *rest, *[""] * (4 - len(rest))])
+        (verdict,) = self.moves.collect(self.fence, [verb, job, attempt, entry, *rest, *[""] * (5 - len(rest))])
         return verdict
 
     def start(self, job: str) -> Verdict:
@@ -203,6 +203,7 @@ class FakeChannel:
         home: str = "home",
         labels: tuple[str, ...] = (),
         slots: int = 1,
+        resources: dict[str, int] | None = None,
     ) -> None:
         self.driver = driver
         self.node = node
@@ -210,7 +211,13 @@ class FakeChannel:
         self.incarnation = secrets.token_hex(8)
         self.store = ChannelStore(driver.client, driver.keys, SYSTEM_CLOCK, self.incarnation, 0.05)
         self.info = ChannelInfo(
-            node=node, channel=name, incarnation=self.incarnation, labels=labels, slots=slots, pid=1
+            node=node,
+            channel=name,
+            incarnation=self.incarnation,
+            labels=labels,
+            slots=slots,
+            pid=1,
+            resources=resources or {},
         )
         self.home = home
         self.register(window, lease)

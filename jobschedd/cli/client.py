@@ -40,6 +40,7 @@ COMMANDS = {
     "drain": "fleet",
     "pause": "fleet",
     "resume": "fleet",
+    "limit": "limits",
     "top": "top",
     "usage": "usage",
     "doctor": "doctor",

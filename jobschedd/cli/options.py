@@ -18,10 +18,34 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option("--channel", metavar="[NODE/]CHANNEL", help="Run on this dispatch channel only."),
     click.option("--node", metavar="NODE", help="Run on this node only."),
-    click.option("--label", "labels", metavar="LABEL", multiple=True, help="Run on a channel with this label."),
+    click.option(
+        "--label", "labels", metavar="EXPR", multiple=True, help="Run on channels with this label: gpu, 'gpu && !spot'."
+    ),
+    click.option("--avoid-failed", is_flag=True, help="Let a retry go to another node than the last one."),
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option("--cpus", metavar="N", help="Processors that it needs of its channel's: 2, 0.5."),
+    click.option("--memory", metavar="SIZE", help="Memory that it needs: 512M, 16G."),
+    click.option("--gpus", metavar="N", help="GPUs that it needs; which, says CUDA_VISIBLE_DEVICES."),
+    click.option(
+        "--resource", "resources", metavar="NAME=N", multiple=True, help="Another resource that it needs; repeatable."
+    ),
+    click.option("--group", metavar="NAME", help="Count it to this group: groups share by weight, and have limits."),
+    click.option(
+        "--limit-key",
+        "limit_keys",
+        metavar="KEY[=N]",
+        multiple=True,
+        help="At most N jobs with this key at a time (what an operator set for it wins); repeatable. [default: 1]",
+    ),
+    click.option(
+        "--rate",
+        "rates",
+        metavar="KEY=N/PERIOD",
+        multiple=True,
+        help="At most N starts with this key within the period: api=10/m, api=5/30s; repeatable.",
+    ),
     click.option(
         "--after",
         metavar="ID[:ok|any|fail]",
@@ -60,10 +84,17 @@ _OPTIONS = (
     click.option("--name", metavar="NAME", help="A name for people and for 'list --name'."),
 )
 
-_SPOKEN = {"delay": "--in", "labels": "--label", "retry_on_loss": "--no-retry-on-loss"}
+_SPOKEN = {
+    "delay": "--in",
+    "labels": "--label",
+    "retry_on_loss": "--no-retry-on-loss",
+    "limit_keys": "--limit-key",
+    "rates": "--rate",
+    "resources": "--resource",
+}
 _NAMES = frozenset(
-    "channel node priority at after retries retry_delay retry_on timeout expires lost_after overlap max_crashes key "
-    "key_scope env cwd array all all_channels max_failures name stdin shell kwargs".split()
+    "channel node group cpus memory gpus priority at after retries retry_delay retry_on timeout expires lost_after "
+    "overlap max_crashes key key_scope env cwd array all all_channels max_failures name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

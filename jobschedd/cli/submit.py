@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobschedd.amounts import show
 from jobschedd.cli.context import connect, connection_options, note
 from jobschedd.cli.options import command_options, durable_from, durable_options, item_from, job_options, option_of
 from jobschedd.errors import InvalidJob, NotDurable, UsageError
+from jobschedd.labels import LABEL
 
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
@@ -128,7 +130,11 @@ def could_run(target: Target) -> str:
     wishes = []
     if target.channel or target.node:
         wishes.append(f"is {target.node or '*'}/{target.channel or '*'}")
-    wishes += [f"has the label {label}" for label in target.labels]
+    wishes += [
+        f"has the label {label}" if LABEL.fullmatch(label) else f"meets the labels '{label}'" for label in target.labels
+    ]
+    if target.resources:
+        wishes.append(f"has {show(dict(target.resources))}")
     return " and ".join(wishes) or "could run it"
 
 

@@ -19,6 +19,7 @@ from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Flag, Outcome, Place, State, Submission, place_of
+from jobschedd.limits import Rate, check_key, parse_limit
 from jobschedd.links import Refs, targets
 from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
@@ -42,7 +43,7 @@ class Options(TypedDict, total=False):
     name: str
     channel: str  # CHANNEL or NODE/CHANNEL
     node: str
-    labels: Sequence[str]
+    labels: str | Sequence[str]  # label expressions such as "gpu && !spot", all of which must hold
     priority: int  # -100 to 100, higher first
     delay: float | str
     at: datetime | str | float
@@ -63,6 +64,14 @@ class Options(TypedDict, total=False):
     key: str  # idempotency key: the same key gives the same job
     key_scope: str  # for how long: record (as long as it has one), running (until it ends), pending (until dispatched)
     follow: bool  # live output from the start
+    avoid_failed: bool  # a retry goes to another node than the one where it failed, where there is one
+    group: str  # who shares the fleet with whom
+    cpus: float | str
+    memory: int | str  # bytes, or text like 16G
+    gpus: int
+    resources: Sequence[str] | Mapping[str, int | str]  # other names: "license=1"
+    limit_keys: Sequence[str] | Mapping[str, int | None]  # "db=3": with at most 3 jobs of this key at a time
+    rates: Sequence[str] | Mapping[str, str]  # "api=10/m": with at most 10 starts of this key a minute
     hold: bool  # not dispatched before it is released
     after: Any  # a job or its id, "ID:any", (job, "fail"), or a list of these: runs when all these conditions hold
     array: str  # a job array: its indices, such as 1-100 or 1,3,7-9 or 0-98:2, and %N behind them: so many at once
@@ -527,6 +536,23 @@ class Client:
     def resume(self, name: str) -> bool:
         """Take a drain or a pause back; whether there was one."""
         return self.session.patiently(lambda: self.session.moves.resume(name))
+
+    def set_limit(self, key: str, limit: int | str) -> None:
+        """Have at most ``limit`` jobs of a key at a time (a number), or so many starts within a period (``10/m``).
+
+        Keys: a name that jobs bring along, ``group:NAME``, ``node:NAME``, ``channel:[NODE/]NAME``. Raises UsageError.
+        """
+        try:
+            checked, parsed = check_key(key), parse_limit(limit)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if isinstance(parsed, Rate) and key.startswith(("node:", "channel:")):
+            raise UsageError(f"{key}: a place has a number of jobs at a time, not a rate")
+        self.session.patiently(lambda: self.session.moves.set_limit(checked, parsed))
+
+    def remove_limit(self, key: str) -> bool:
+        """Take back what was set for a key; whether anything was."""
+        return self.session.patiently(lambda: self.session.moves.remove_limit(key))
 
     @property
     def schedules(self) -> Schedules:

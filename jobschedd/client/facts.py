@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jobschedd.job import Header, Spec, State, Target
+from jobschedd.limits import Limits, Rate
 from jobschedd.store.marks import Loss, Marks
 from jobschedd.store.views import ChannelView, JobView
 
@@ -20,6 +21,9 @@ class Fleet:
         self.inspect = inspect
         self._admitting: dict[Target, tuple[ChannelView, ...]] = {}
         self._above: dict[tuple[Target, int], int] = {}
+        self._holders: dict[str, list[str]] = {}
+        self._next_start: dict[tuple[str, Rate], float] = {}
+        self._used: dict[str, dict[str, int]] = {}
 
     @cached_property
     def now(self) -> float:
@@ -50,6 +54,34 @@ class Fleet:
     def waiting(self) -> dict[tuple[Target, int], int]:
         """How many wait, by (where they may run, priority)."""
         return self.inspect.pending_by_class()
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What is set."""
+        return self.inspect.limits()
+
+    @cached_property
+    def classes(self) -> dict[int, Target]:
+        """What each class of jobs asks for."""
+        return self.inspect.classes()
+
+    def holders(self, key: str) -> list[str]:
+        """The jobs that count against a limit."""
+        if key not in self._holders:
+            self._holders[key] = self.inspect.holders(key)
+        return self._holders[key]
+
+    def next_start(self, key: str, rate: Rate) -> float:
+        """Seconds until a rate lets one more start."""
+        if (key, rate) not in self._next_start:
+            self._next_start[key, rate] = self.inspect.starts(key, rate)[1]
+        return self._next_start[key, rate]
+
+    def used(self, channel: str) -> dict[str, int]:
+        """What jobs use of the resources of a channel (node/name)."""
+        if channel not in self._used:
+            self._used[channel] = self.inspect.used(channel)
+        return self._used[channel]
 
     def admitting(self, target: Target) -> tuple[ChannelView, ...]:
         """The channels, present or gone, that a job for ``target`` may run on."""
@@ -103,8 +135,7 @@ class Facts:
     @cached_property
     def target(self) -> Target:
         """Where it may run."""
-        spec = self.spec
-        return Target(channel=spec.channel, node=spec.node, labels=tuple(sorted(spec.labels)))
+        return Target.of(self.spec)
 
     @cached_property
     def candidates(self) -> tuple[ChannelView, ...]:

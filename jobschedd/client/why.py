@@ -12,22 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from jobschedd.client import restraints
 from jobschedd.client.facts import Facts, Fleet
+from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
 from jobschedd.job import Cause, Flag, Outcome, State, Target
+from jobschedd.labels import LABEL
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.views import ChannelView, JobView
 
 #: Names that one sentence lists before it says how many more there are.
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Reason:
-    """``code``: one stable word; ``tell`` makes the sentence, and may ask the store for details."""
-
-    code: str
-    tell: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -218,7 +213,10 @@ def _no_label(facts: Facts) -> str:
     labels = sorted({label for channel in facts.fleet.admitting(target) for label in channel.labels})
     there = f"there are {', '.join(labels)}" if labels else "they have none"
     wished = " and ".join(facts.target.labels)
-    return f"It waits: no channel that {_wished(target)} has the label {wished} ({there}); it goes on once one has."
+    plain = all(LABEL.fullmatch(label) for label in facts.target.labels)
+    wish = f"has the label {wished}" if plain else f"meets the labels '{wished}'"
+    verb = "has" if plain else "does"
+    return f"It waits: no channel that {_wished(target)} {wish} ({there}); it goes on once one {verb}."
 
 
 def offline(facts: Facts) -> Reason | None:
@@ -421,8 +419,15 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         no_channel,
         no_label,
         offline,
+        restraints.too_large,
         drained,
+        restraints.limit,
+        restraints.rate,
+        restraints.place_limit,
+        restraints.elsewhere,
+        restraints.resources,
         higher_priority,
+        restraints.turn,
         busy,
         about_to_start,
     ),

@@ -23,6 +23,7 @@ def check(config: Config, document: Document, reader: Reader) -> None:
     _check_roles(config, reader)
     _check_names(document, reader, "slave", "channels", "channel")
     _check_names(document, reader, "master", "schedules", "schedule")
+    _check_gpus(config, reader)
     _check_redis(config, reader)
     _check_timing(config, reader)
     _check_history(config, reader)
@@ -95,6 +96,18 @@ def _check_names(document: Document, reader: Reader, role: str, kind: str, what:
             line = document.line((role, kind, first[name]))
             reader.mistake((role, kind, index, "name"), f"{what} {shown(name)} exists already, in line {line}")
         first.setdefault(name, index)
+
+
+def _check_gpus(config: Config, reader: Reader) -> None:
+    """Two channels that both hand out GPU 0 would oversubscribe it."""
+    owners: dict[str, str] = {}
+    for index, channel in enumerate(config.slave.channels):
+        for gpu in channel.gpus:
+            if gpu in owners:
+                problem = f"GPU {gpu} belongs to channel {shown(owners[gpu])} already: list each channel's own, [2, 3]"
+                reader.mistake(("slave", "channels", index, "resources", "gpus"), problem)
+                break
+        owners |= dict.fromkeys(channel.gpus, channel.name)
 
 
 def _check_redis(config: Config, reader: Reader) -> None:
@@ -181,6 +194,11 @@ def warnings(config: Config, document: Document, mode: int, url_had_password: bo
             if channel.handler:
                 path = f"slave.channels[{index}].handler"
                 yield _line(config, document, path, "has no effect with transport: stream")
+    else:
+        for index, channel in enumerate(config.slave.channels):
+            if channel.resources:
+                path = f"slave.channels[{index}].resources"
+                yield _line(config, document, path, "has no effect with transport: pubsub: no job that asks goes there")
 
 
 def _line(config: Config, document: Document, path: str, message: str) -> str:

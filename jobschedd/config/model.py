@@ -17,12 +17,14 @@ from jobschedd.config.values import (
     Duration,
     Environment,
     FilePath,
+    LimitTable,
     Name,
     Names,
     Password,
     Patterns,
     PositiveDuration,
     RedisUrl,
+    Resources,
     Retries,
     Roles,
     Schedules,
@@ -31,6 +33,7 @@ from jobschedd.config.values import (
     Slots,
     Text,
     Umask,
+    Weights,
 )
 
 
@@ -117,6 +120,9 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     on_no_receiver: Literal["resend", "fail"] = "resend"
     max_payload: Size = 1024 * 1024
     schedules: Schedules = ()
+    limits: LimitTable = {}  # key -> jobs at a time, or a rate
+    groups: Weights = {}  # group -> its weight beside the others; default: of those not named
+    ageing: PositiveDuration | None = None  # seconds of waiting that count as one step of priority; None: strict
 
 
 class ChannelConfig(Struct, frozen=True, kw_only=True):
@@ -128,6 +134,18 @@ class ChannelConfig(Struct, frozen=True, kw_only=True):
     slots: Slots = 1
     labels: Names = ()
     handler: Argv = ()  # pubsub only: what runs for an id that has no record
+    resources: Resources = {}  # what its jobs may ask for; gpus: how many, or which
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Its GPUs, as CUDA calls them."""
+        said = self.resources.get("gpus", 0)
+        return tuple(map(str, range(said))) if isinstance(said, int) else said
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """How much it has, by name."""
+        return {name: said if isinstance(said, int) else len(said) for name, said in self.resources.items()}
 
 
 class Allow(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from jobschedd import amounts, limits
 from jobschedd.durations import parse_duration
 from jobschedd.schedule import Schedule, schedule
 
@@ -96,7 +97,7 @@ class Derived:
 class ReadEntries:
     """Marks a mapping with the function that reads one entry, from its key and content."""
 
-    read: Callable[[str, Any], str]
+    read: Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,37 @@ def variable(name: str, content: object) -> str:
     return text(content)
 
 
+def limit(key: str, content: object) -> str:
+    """What a limit is, as text: jobs at a time, or a rate."""
+    limits.check_key(key)
+    content = typed(content)
+    if not isinstance(content, int | str) or isinstance(content, bool):
+        raise ValueError(f"expected a number of jobs at a time, or a rate such as 10/m, got {kind(content)}")
+    return str(limits.parse_limit(content))
+
+
+def weight(key: str, content: object) -> int:
+    """How much of the fleet a group gets, in comparison."""
+    name(key)
+    return whole(content, 1, 1000)
+
+
+def resource(key: str, content: object) -> int | tuple[str, ...]:
+    """How much a channel has; of GPUs, how many (numbered from 0) or which: a list of numbers or names."""
+    if key == "gpus" and isinstance(content, list):
+        devices = tuple(str(typed(device)) for device in content)
+        for device in devices:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}", device, re.ASCII):
+                raise ValueError(f"{shown(device)} is no number or name of a GPU")
+        if not 0 < len(distinct(devices)) <= amounts.MOST_GPUS:
+            raise ValueError(f"expected 1 to {amounts.MOST_GPUS} GPUs")
+        return devices
+    amount = amounts.parse_amount(key, typed(content))
+    if key == "gpus" and amount > amounts.MOST_GPUS:
+        raise ValueError(f"expected 1 to {amounts.MOST_GPUS} GPUs")
+    return amount
+
+
 def secret(value: object) -> Secret:
     """A password. Its content appears in no message."""
     if not isinstance(value, str):
@@ -398,6 +430,9 @@ Roles = Annotated[tuple[str, ...], Read(roles)]
 Patterns = tuple[Annotated[str, Read(filled)], ...]
 Argv = Annotated[tuple[Text, ...], CheckItems(command)]
 Environment = Annotated[dict[str, str], ReadEntries(variable)]
+Weights = Annotated[dict[str, int], ReadEntries(weight)]
+Resources = Annotated[dict[str, int | tuple[str, ...]], ReadEntries(resource)]
+LimitTable = Annotated[dict[str, str], ReadEntries(limit)]
 Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]
 Size = Annotated[int, Read(size)]

@@ -264,12 +264,12 @@ class Collector:
         match decision:
             case End(outcome, result, crashes):
                 counted = "" if crashes is None else crashes
-                return [Verb.DONE, *head, int(outcome), result, self._keep.of(outcome), counted]
-            case Again(delay, tries, crashes):
-                return [Verb.RETRY, *head, round(delay * 1000), tries, crashes, self._keep.failed]
+                return [Verb.DONE, *head, int(outcome), result, self._keep.of(outcome), counted, ""]
+            case Again(delay, tries, crashes, job_class):
+                return [Verb.RETRY, *head, round(delay * 1000), tries, crashes, self._keep.failed, job_class]
             case None:
                 verb = Verb.START if report.kind is ReportKind.STARTED else Verb.RETURN
-                return [verb, *head, self._keep.failed, "", "", ""]
+                return [verb, *head, self._keep.failed, "", "", "", ""]
 
     # -- history ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ any doubt it is read anew. The jobs themselves never pass through this process: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobschedd.clock import Clock
@@ -15,10 +15,11 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
-from jobschedd.master.placement import ChannelView, Demand, Placement
+from jobschedd.master.placement import ChannelView, Demand, Placement, Share
 from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
@@ -35,6 +36,12 @@ CONDITIONS_PER_CHECK = 1000
 RECHECK_EVERY = 1.0
 #: Rounds of dispatching before the bell and the lead are looked at again.
 ROUNDS = 8
+#: Classes that are remembered even if nothing of them is pending: looking them up anew costs a little.
+MOST_CLASSES = 1000
+CLASSES_PER_CALL = 500
+HOLDERS_PER_CALL = 500
+#: Seconds between two looks at how long lists have waited, at most.
+LONGEST_AGEING_SCAN = 30.0
 SURVEY_EVERY = 30.0
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
@@ -55,7 +62,8 @@ class Cadence:
 
 class Dispatcher:
     """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success.
-    ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched.
+    ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched. ``limits``: as
+    configured (see ``limits.stored``). ``ageing``: seconds of waiting that count as one step of priority.
     """
 
     def __init__(
@@ -73,9 +81,15 @@ class Dispatcher:
         keep_ms: int,
         check: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
+        limits: Mapping[str, str] | None = None,
+        ageing: float | None = None,
         budgets: Budgets | None = None,
         timetable: Timetable | None = None,
     ) -> None:
+        self._ageing = ageing
+        self._aged: dict[tuple[int, int], int] = {}  # steps that pending lists have gained by waiting
+        self._configured_limits = dict(limits or {})
+        self._bounds = Bounds()
         self._guard = guard
         self._budgets = budgets
         self._timetable = timetable
@@ -92,6 +106,7 @@ class Dispatcher:
         self._pending: dict[tuple[int, int], int] = {}
         self._classes: dict[int, Target] = {}
         self._channels: dict[str, ChannelView] = {}
+        self._full_nodes: set[str] = set()  # nodes with a channel that a limit closes
         self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: dict[str, Drain] = {}
@@ -113,6 +128,8 @@ class Dispatcher:
             Cadence(CHECK_EVERY, self._check),
             Cadence(LOOK_EVERY, self._look_after_memory),
         ]
+        if ageing:
+            self._cadences.append(Cadence(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages))
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -160,6 +177,8 @@ class Dispatcher:
             return self._guard.rebuild(self._leadership.fence)
         if not self._surveyed:
             self._load_functions()
+            self._moves.configure_limits(self._leadership.fence, self._configured_limits)
+            failpoint("dispatcher.configure.after")
             self._look_at_everything()
             failpoint("dispatcher.survey.after")
         self._listen()
@@ -224,6 +243,9 @@ class Dispatcher:
         self._classes = self._survey.classes()
         self._pending = self._survey.pending()
         self._drained = self._survey.drains()
+        self._heal()
+        self._bounds.set(self._survey.limits())
+        self._forget_classes()
         known = self._survey.channels()
         self._remember(info for info in known.values() if info is not None)
         self._left = {incarnation for incarnation, info in known.items() if info is None}
@@ -237,6 +259,7 @@ class Dispatcher:
         self._acknowledge_drains()
         self._due_at = 0.0
         self._read_schedules_again()
+        self._see_ages()
         self._to_unblock = True
         self._surveyed = True
 
@@ -262,6 +285,8 @@ class Dispatcher:
         soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
         if self._timetable is not None:
             soonest = min(soonest, self._timetable.due_at)
+        if next_start := self._bounds.tick(now):
+            soonest = min(soonest, next_start)
         return max(0.0, min(self._block, soonest - now))
 
     def _hear(self, message: list[str]) -> None:
@@ -286,6 +311,11 @@ class Dispatcher:
                 self._repeat_hints()
             case ["a"]:
                 self._look_at_everything()
+            case ["f", *limit]:
+                self._bounds.freed(":".join(limit))
+            case ["m"]:
+                self._bounds.set(self._survey.limits())
+                self._fill_again()
             case ["d"]:
                 self._drained = self._survey.drains()
                 self._open_and_close()
@@ -300,6 +330,14 @@ class Dispatcher:
         view.entries = max(0, view.entries - max(0, taken))
         if window is not None:
             view.window = window
+        if view.node in self._full_nodes:
+            self._fill_again(view.node)
+
+    def _fill_again(self, node: str | None = None) -> None:
+        """Something of this node ended (None: of any): its limit may let more in."""
+        for view in self._all_channels():
+            view.full = view.full and node is not None and view.node != node
+        self._full_nodes = self._full_nodes - {node} if node is not None else set()
 
     def _welcome(self, incarnation: str) -> None:
         info = self._survey.channel(incarnation)
@@ -307,6 +345,7 @@ class Dispatcher:
             return
         if incarnation not in self._channels:
             self._channels[incarnation] = self._view(incarnation, info)
+            self._bounds.freed(f"{USED}{info.node}/{info.channel}")
             log.info(
                 "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
             )
@@ -321,7 +360,8 @@ class Dispatcher:
         self._remembered |= {info.incarnation: info.labels for info in new}
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
-        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), frozenset(info.labels))
+        labels = frozenset(info.labels)
+        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), labels, resources=info.resources)
 
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
@@ -417,6 +457,7 @@ class Dispatcher:
 
     def _reap(self) -> None:
         """Look for incarnations whose lease is gone."""
+        self._fill_again()
         if self._channels:
             self._see_leases(*self._moves.reap(self._leadership.fence, list(self._channels)))
             self._open_and_close()
@@ -430,6 +471,47 @@ class Dispatcher:
             view.entries = lease.entries
             if lease.missing_since and self._trusting:
                 self._take_from_lost(incarnation, lease.missing_since)
+
+    # -- limits and classes -----------------------------------------------------------------------------------
+
+    def _see_ages(self) -> None:
+        """By the job that has waited longest in each list: the first."""
+        if self._ageing:
+            now_ms, since = self._survey.waiting_since(list(self._pending))
+            self._aged = {key: int(max(0, now_ms - at) / 1000 / self._ageing) for key, at in since.items()}
+
+    def _heal(self) -> None:
+        """Nobody may count against a limit who is with no channel."""
+        cursor = 0
+        while True:
+            cursor, healed = self._moves.heal(self._leadership.fence, cursor, HOLDERS_PER_CALL)
+            if healed:
+                log.warning("ended jobs still counted against a limit: they do not any more", count=healed)
+            failpoint("dispatcher.heal.after")
+            if not cursor:
+                return
+
+    def _forget_classes(self) -> None:
+        """Where there are many, keep those in memory and store of which something is pending."""
+        if len(self._classes) <= MOST_CLASSES:
+            return
+        pending = {job_class for job_class, _ in self._pending}
+        unused = [number for number in self._classes if number not in pending]
+        for first in range(0, len(unused), CLASSES_PER_CALL):
+            some = [self._classes[number].key() for number in unused[first : first + CLASSES_PER_CALL]]
+            self._moves.forget_classes(self._leadership.fence, some)
+            failpoint("dispatcher.forget.after")
+        self._classes = self._survey.classes()
+
+    def _target_of(self, job_class: int, priority: int) -> Target | None:
+        """What a class asks for; of one that was forgotten meanwhile, the jobs themselves still say it."""
+        if job_class not in self._classes:
+            self._classes |= self._survey.classes()
+        if job_class not in self._classes:
+            target = self._survey.class_of_pending(job_class, priority)
+            if target is not None:
+                self._classes[job_class] = target
+        return self._classes.get(job_class)
 
     # -- lost work --------------------------------------------------------------------------------------------
 
@@ -474,14 +556,33 @@ class Dispatcher:
             shares = self._placement.place(self._demands(), self._candidates(), JOBS_PER_CALL)
             if not shares:
                 return
-            assignments = [Assignment(s.demand.job_class, s.demand.priority, s.incarnation, s.count) for s in shares]
+            assignments = [self._assignment(share) for share in shares]
             failpoint("dispatcher.dispatch.before")
             answers = self._send(assignments)
             failpoint("dispatcher.dispatch.after")
             self._note_answer()
-            for assignment, answer in zip(assignments, answers, strict=True):
+            for share, assignment, answer in zip(shares, assignments, answers, strict=True):
                 self._learn(assignment, answer.left, answer.entries, answer.window)
+                self._note_bound(assignment, answer)
+                self._placement.refund(share, share.count - answer.sent)
         self._more_to_do = True
+
+    def _assignment(self, share: Share) -> Assignment:
+        demand, view = share.demand, self._view_of(share.incarnation)
+        assert view is not None
+        terms = self._bounds.terms(demand.target, view, self._all_channels())
+        return Assignment(demand.job_class, demand.priority, share.incarnation, share.count, terms)
+
+    def _note_bound(self, assignment: Assignment, answer: Dispatched) -> None:
+        view = self._view_of(assignment.incarnation)
+        if answer.bound == PLACE and view is not None:
+            view.full = True
+            self._full_nodes.add(view.node)
+        elif answer.bound:
+            self._bounds.note(assignment.job_class, answer.bound, self._clock.boottime(), answer.wait_ms)
+
+    def _all_channels(self) -> Iterable[ChannelView]:
+        return self._channels.values()
 
     def _candidates(self) -> Iterable[ChannelView]:
         return self._channels.values()
@@ -495,11 +596,12 @@ class Dispatcher:
     def _demands(self) -> list[Demand]:
         demands = []
         for (job_class, priority), count in self._pending.items():
-            if job_class not in self._classes:
-                self._classes = self._survey.classes()
-            target = self._classes.get(job_class)
-            if target is not None and count > 0:
-                demands.append(Demand(job_class, priority, target, count))
+            if count <= 0 or self._bounds.waits(job_class):
+                continue
+            target = self._classes.get(job_class) or self._target_of(job_class, priority)
+            if target is not None:
+                aged = self._aged.get((job_class, priority), 0)
+                demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged))
         return demands
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
@@ -507,6 +609,7 @@ class Dispatcher:
             self._pending[assignment.job_class, assignment.priority] = left
         else:
             self._pending.pop((assignment.job_class, assignment.priority), None)
+            self._aged.pop((assignment.job_class, assignment.priority), None)
         view = self._view_of(assignment.incarnation)
         if view is not None:
             view.entries, view.window = entries, window

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from jobschedd.job import Target
+from jobschedd.job import HIGHEST_PRIORITY, Target
+
+#: Stands for the groups that have no weight of their own, and for jobs without a group.
+DEFAULT_GROUP = "default"
 
 
 @dataclass
@@ -23,11 +26,23 @@ class ChannelView:
     window: int = 0
     entries: int = 0  # in its stream: what it runs and what it holds for the next moments
     open: bool = True
+    resources: Mapping[str, int] = field(default_factory=dict)
+    full: bool = False  # a limit of its node or name lets no more in, until something of it ends
 
     @property
     def room(self) -> int:
         """How many more entries its window takes."""
-        return self.window - self.entries if self.open else 0
+        return self.window - self.entries if self.open and not self.full else 0
+
+    @property
+    def place(self) -> str:
+        """What people call it."""
+        return f"{self.node}/{self.name}"
+
+    @property
+    def entries_key(self) -> str:
+        """Where the store counts its entries."""
+        return f"dispatch:{self.incarnation}"
 
     @property
     def load(self) -> float:
@@ -43,6 +58,25 @@ class Demand:
     priority: int
     target: Target
     count: int
+    closed: frozenset[str] = frozenset()  # channels (node/name) that are known to have too little left for it now
+    aged: int = 0  # steps that it has gained by waiting
+
+    @property
+    def rank(self) -> int:
+        """What it is ordered by: its priority, and what waiting has added."""
+        return min(HIGHEST_PRIORITY, self.priority + self.aged)
+
+
+def _could_run(target: Target, view: ChannelView) -> bool:
+    return target.admits(view.node, view.name, view.labels) and (not target.resources or target.fits(view.resources))
+
+
+def _elsewhere(candidates: list[ChannelView], everywhere: Iterable[ChannelView], target: Target) -> list[ChannelView]:
+    """Those not on the node to avoid; all, where no other node could ever take it as things stand."""
+    another = any(
+        view.node != target.avoid and view.open and view.window > 0 and _could_run(target, view) for view in everywhere
+    )
+    return [channel for channel in candidates if channel.node != target.avoid] if another else candidates
 
 
 @dataclass(frozen=True)
@@ -54,12 +88,92 @@ class Share:
     count: int
 
 
+class _Room:
+    """What is free in one pass, and what has been given out of it."""
+
+    def __init__(self, channels: list[ChannelView], most: int) -> None:
+        self._channels = channels
+        self.free = [channel for channel in channels if channel.room > 0]
+        self.most = most
+        self._given: dict[tuple[int, int, str], Share] = {}
+        self._taken: dict[tuple[int, int], int] = {}
+
+    @property
+    def over(self) -> bool:
+        return not self.free or self.most <= 0
+
+    def left(self, demand: Demand) -> int:
+        """Jobs of a demand that have no channel yet."""
+        return demand.count - self._taken.get((demand.job_class, demand.priority), 0)
+
+    def candidates(self, demand: Demand) -> list[ChannelView]:
+        """The channels with room that may take it."""
+        target = demand.target
+        found = [channel for channel in self.free if _could_run(target, channel)]
+        if demand.closed:
+            found = [channel for channel in found if channel.place not in demand.closed]
+        return _elsewhere(found, self._channels, target) if target.avoid else found
+
+    def give(self, demand: Demand, channel: ChannelView, count: int) -> int:
+        """Note it; the count again."""
+        if not count:
+            return 0
+        channel.entries += count
+        self.most -= count
+        key = (demand.job_class, demand.priority, channel.incarnation)
+        before = self._given[key].count if key in self._given else 0
+        self._given[key] = Share(demand, channel.incarnation, before + count)
+        self._taken[key[:2]] = self._taken.get(key[:2], 0) + count
+        return count
+
+    def tidy(self) -> None:
+        """Channels without room are out of the question from now on."""
+        self.free = [channel for channel in self.free if channel.room > 0]
+
+    def shares(self) -> list[Share]:
+        """What was given, in the order in which it was."""
+        return list(self._given.values())
+
+
+class Fairness:
+    """Stride scheduling: each group's *pass* grows by jobs over weight, and the lowest is next.
+
+    Whoever had nothing waiting gains nothing by that: it enters where the others are.
+    """
+
+    def __init__(self) -> None:
+        self._passes: dict[str, float] = {}
+        self._now = 0.0  # the pass of whoever was next the last time
+
+    def enter(self, groups: Iterable[str]) -> None:
+        """These wait for room."""
+        for group in groups:
+            self._passes[group] = max(self._passes.get(group, 0.0), self._now)
+
+    def next(self, groups: Iterable[str]) -> str:
+        """Who is next among those that can be served."""
+        chosen = min(groups, key=lambda group: (self._passes[group], group))
+        self._now = max(self._now, self._passes[chosen])
+        return chosen
+
+    def charge(self, group: str, jobs: int, weight: int) -> None:
+        """It got so many; negative: it gave some back."""
+        if group in self._passes:
+            self._passes[group] += jobs / weight
+
+    def leave(self, groups: Iterable[str]) -> None:
+        """Forget those who would enter anew all the same."""
+        waiting = set(groups)
+        self._passes = {g: at for g, at in self._passes.items() if g in waiting or at > self._now}
+
+
 Policy = Callable[[Sequence[ChannelView], int], dict[str, int]]
 
 
 @dataclass
 class Placement:
-    """Answers "which channels get how many", by strict priority; takes turns among classes of one priority.
+    """Answers "which channels get how many": by strict rank; within one, groups share by weight, and classes of one
+    group take turns.
 
     A class that nobody can serve now blocks nobody. The views' ``entries`` are raised by what was given out,
     so that one pass does not promise the same room twice; the store's answer corrects them.
@@ -67,42 +181,69 @@ class Placement:
 
     policy: str = "least_loaded"
     random: random.Random = field(default_factory=random.Random)
-    _last: dict[int, int] = field(default_factory=dict)  # priority -> the class that was served first, the last time
+    weights: Mapping[str, int] = field(default_factory=dict)  # by group; DEFAULT_GROUP stands for those not named
+    _last: dict[tuple[int, str], int] = field(default_factory=dict)  # (rank, group) -> the class served first last time
+    _fairness: Fairness = field(default_factory=Fairness)
 
     def place(self, demands: Iterable[Demand], channels: Iterable[ChannelView], most: int) -> list[Share]:
         """Shares of at most ``most`` jobs in all."""
-        free = [channel for channel in channels if channel.room > 0]
-        shares: list[Share] = []
-        first: dict[int, int] = {}
-        for demand in self._in_order(demands):
-            if not free or most <= 0:
+        room = _Room(list(channels), most)
+        ordered = sorted(demands, key=lambda demand: (-demand.rank, demand.job_class, -demand.priority))
+        for rank, peers in groupby(ordered, key=lambda demand: demand.rank):
+            if room.over:
                 break
-            candidates = [
-                channel for channel in free if demand.target.admits(channel.node, channel.name, channel.labels)
-            ]
-            given = self._divide(candidates, min(demand.count, most))
-            for channel in candidates:
-                count = given.get(channel.incarnation, 0)
-                if count:
-                    channel.entries += count
-                    most -= count
-                    shares.append(Share(demand, channel.incarnation, count))
-            if given:
-                first.setdefault(demand.priority, demand.job_class)
-                free = [channel for channel in free if channel.room > 0]
-        self._last |= first
-        return shares
+            groups: dict[str, list[Demand]] = {}
+            for peer in peers:
+                groups.setdefault(peer.target.group, []).append(peer)
+            queues = {group: self._in_turn(rank, group, some) for group, some in groups.items()}
+            if len(queues) == 1:
+                for group, queue in queues.items():
+                    self._serve(room, rank, group, queue, room.most)
+            else:
+                self._share_out(room, rank, queues)
+        return room.shares()
 
-    def _in_order(self, demands: Iterable[Demand]) -> list[Demand]:
-        """By priority; among equals, after whichever class was served first the last time."""
-        ordered = sorted(demands, key=lambda demand: (-demand.priority, demand.job_class))
-        result: list[Demand] = []
-        for priority, group in groupby(ordered, key=lambda demand: demand.priority):
-            peers = list(group)
-            last = self._last.get(priority, -1)
-            result += [peer for peer in peers if peer.job_class > last]
-            result += [peer for peer in peers if peer.job_class <= last]
-        return result
+    def refund(self, share: Share, count: int) -> None:
+        """So many jobs of a share did not go after all: they are not charged to their group."""
+        self._fairness.charge(share.demand.target.group, -count, self._weight(share.demand.target.group))
+
+    def _weight(self, group: str) -> int:
+        return self.weights.get(group) or self.weights.get(DEFAULT_GROUP, 1)
+
+    def _share_out(self, room: _Room, rank: int, queues: dict[str, list[Demand]]) -> None:
+        """Whoever has had least for its weight is next, with about its part of what is free."""
+        self._fairness.enter(queues)
+        weights = {group: self._weight(group) for group in queues}
+        hungry = set(queues)
+        free = min(room.most, sum(channel.room for channel in room.free))
+        while hungry and not room.over:
+            group = self._fairness.next(hungry)
+            wanted = max(1, free * weights[group] // sum(weights.values()))
+            given = self._serve(room, rank, group, queues[group], wanted)
+            self._fairness.charge(group, given, weights[group])
+            if given < wanted:
+                hungry.discard(group)
+        self._fairness.leave(queues)
+
+    def _serve(self, room: _Room, rank: int, group: str, queue: list[Demand], wanted: int) -> int:
+        """Up to ``wanted`` jobs of one group; how many there were."""
+        served = 0
+        for demand in queue:
+            if served >= wanted or room.over:
+                break
+            candidates = room.candidates(demand)
+            given = self._divide(candidates, min(room.left(demand), wanted - served, room.most))
+            if given and not served:
+                self._last[rank, group] = demand.job_class
+            for channel in candidates:
+                served += room.give(demand, channel, given.get(channel.incarnation, 0))
+            room.tidy()
+        return served
+
+    def _in_turn(self, rank: int, group: str, peers: list[Demand]) -> list[Demand]:
+        """After whichever class was served first the last time."""
+        last = self._last.get((rank, group), -1)
+        return [peer for peer in peers if peer.job_class > last] + [peer for peer in peers if peer.job_class <= last]
 
     def _divide(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:
         if count >= sum(channel.room for channel in candidates):

@@ -39,6 +39,10 @@ class Wire(ChannelView):
     doubted_until: float = 0.0  # boot time
     told_of: bool = False  # that nobody is subscribed
 
+    @property
+    def entries_key(self) -> str:
+        return f"sent:{self.name}"
+
 
 class Publisher(Dispatcher):
     """As ``Dispatcher``. ``channels``: where to publish; ``resend``: what reached nobody is tried again."""
@@ -83,6 +87,9 @@ class Publisher(Dispatcher):
         wire.labels = frozenset.intersection(*(view.labels for view in servers)) if servers else frozenset()
         wire.slots = servers[-1].slots if servers else 1
         wire.window = wire.slots if servers else FOREIGN_WINDOW
+
+    def _all_channels(self) -> Iterable[ChannelView]:
+        return self._wires.values()
 
     def _view_of(self, incarnation: str) -> ChannelView | None:
         return self._wires.get(incarnation) or super()._view_of(incarnation)
@@ -135,7 +142,9 @@ class Publisher(Dispatcher):
         publications = []
         for a in assignments:
             wire = self._wires[a.incarnation]
-            publications.append(Publication(a.job_class, a.priority, wire.name, wire.window, a.count, wire.server))
+            publications.append(
+                Publication(a.job_class, a.priority, wire.name, wire.window, a.count, wire.server, a.terms)
+            )
         failpoint("publisher.publish.before")
         answers = self._publishing.publish(self._leadership.fence, publications, self._keep_ms, self._resend)
         failpoint("publisher.publish.after")
@@ -144,7 +153,7 @@ class Publisher(Dispatcher):
         for publication, answer in zip(publications, answers, strict=True):
             self._note_receivers(self._wires[publication.channel], answer)
         return [
-            Dispatched(answer.sent, answer.left, answer.unanswered, publication.window)
+            Dispatched(answer.sent, answer.left, answer.unanswered, publication.window, answer.bound, answer.wait_ms)
             for publication, answer in zip(publications, answers, strict=True)
         ]
 

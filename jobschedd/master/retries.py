@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from jobschedd.job import (
     ReportKind,
     Result,
     Spec,
+    Target,
     decode_result,
     encode,
 )
@@ -38,11 +40,15 @@ class End:
 
 @dataclass(frozen=True)
 class Again:
-    """Another attempt in ``delay`` seconds; the budgets become ``tries`` and ``crashes``."""
+    """Another attempt in ``delay`` seconds; the budgets become ``tries`` and ``crashes``.
+
+    ``job_class``: the class that the job has from now on, as text, where that changes.
+    """
 
     delay: float
     tries: int
     crashes: int
+    job_class: str = ""
 
 
 def decide(
@@ -53,7 +59,7 @@ def decide(
     ``excused``: channel processes die just now without any job's doing, see ``master.deaths``.
     """
     if report.kind is ReportKind.CRASHED:
-        return _after_crash(header, spec, report, now, excused)
+        return _elsewhere(_after_crash(header, spec, report, now, excused), spec, report)
     end = End(report.outcome, report.result)
     if report.outcome is Outcome.SUCCEEDED:
         return end
@@ -69,8 +75,20 @@ def decide(
         and report.cause in retryable
         and header.tries < spec.retries
     ):
-        return Again(back_off(spec, header.tries, jitter), header.tries + 1, header.crashes)
+        again = Again(back_off(spec, header.tries, jitter), header.tries + 1, header.crashes)
+        return _elsewhere(again, spec, report)
     return end
+
+
+def _elsewhere(decision: End | Again, spec: Spec, report: Report) -> End | Again:
+    """A retry of a job that asked for it goes to another node than the one that reported."""
+    if not isinstance(decision, Again) or not spec.avoid_failed:
+        return decision
+    try:
+        node = decode_result(report.result).node if report.result else report.reason.partition("/")[0]
+    except ProtocolError:
+        return decision
+    return dataclasses.replace(decision, job_class=replace(Target.of(spec), avoid=node).key()) if node else decision
 
 
 def back_off(spec: Spec, tries: int, jitter: random.Random) -> float:

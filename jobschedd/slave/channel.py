@@ -11,8 +11,8 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -104,6 +104,7 @@ class ChannelSettings:
     prefetch: float
     drain_timeout: float
     transport: str = "stream"
+    resources: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
@@ -414,6 +415,7 @@ class Channel:
                 started=self._clock.now(),
                 transport=settings.transport,
                 aside=self._home.aside(),
+                resources=dict(settings.resources),
             )
         )
 
@@ -482,6 +484,7 @@ class Channel:
             job, attempt = fields[b"job"].decode("ascii"), int(fields[b"attempt"])
             flags = Flag(int(fields[b"flags"]))
             spec_bytes, crashes = fields[b"spec"], int(fields.get(b"crashes", b"0"))
+            gpus = tuple(int(number) for number in fields.get(b"gpus", b"").split(b",") if number)
         except (KeyError, ValueError) as error:
             self._refuse(entry, f"{type(error).__name__}: {error}")
             return None
@@ -490,7 +493,7 @@ class Channel:
                 raise ProtocolError(
                     f"a spec of {len(spec_bytes)} bytes; the limit is {self.settings.execution.max_payload}"
                 )
-            order = Order(job, attempt, entry.id, decode_spec(spec_bytes), crashes=crashes)
+            order = Order(job, attempt, entry.id, decode_spec(spec_bytes), crashes=crashes, gpus=gpus)
         except ProtocolError as error:
             self._fail_unreadable(job, attempt, entry.id, str(error))
             return None

@@ -40,7 +40,15 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
     task = task_of(order.job)
     if task is not None:
         variables["JOBSCHED_ARRAY_ID"], variables["JOBSCHED_ARRAY_INDEX"] = task[0], str(task[1])
-    return variables
+    return variables | gpu_variables(order, settings)
+
+
+def gpu_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
+    """Which GPUs are its own. On a channel that has some, a job that asked for none sees none."""
+    if not settings.gpus:
+        return {}
+    own = ",".join(settings.gpus[number] for number in order.gpus if number < len(settings.gpus))
+    return {"JOBSCHED_GPUS": own, "CUDA_VISIBLE_DEVICES": own}
 
 
 def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]:

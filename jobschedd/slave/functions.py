@@ -21,6 +21,7 @@ from jobschedd.errors import ProtocolError
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Captured, Cause, Order, Outcome, Result
 from jobschedd.slave.allow import allows_function
+from jobschedd.slave.environment import gpu_variables
 from jobschedd.slave.exchange import Answer, Task, encode
 from jobschedd.slave.loop import Loop, Timer
 from jobschedd.slave.oom import oom_watch
@@ -198,7 +199,7 @@ class FunctionRunner:
                 return
             order = self._queue[0]
             try:
-                taken = process.send(_message(order, process.serial + 1))
+                taken = process.send(_message(order, process.serial + 1, gpu_variables(order, self._settings)))
             except UnicodeEncodeError as error:
                 self._refuse(self._queue.popleft(), Cause.ARGV, f"it cannot be passed on: {error}")
                 continue
@@ -528,10 +529,11 @@ class FunctionRunner:
 _SILENT: Final = Captured()
 
 
-def _message(order: Order, serial: int) -> bytes:
+def _message(order: Order, serial: int, more: dict[str, str]) -> bytes:
     spec = order.spec
     function = spec.function or ""
-    task = Task(serial, order.job, order.attempt, order.entry, function, spec.args, spec.kwargs, spec.env, spec.cwd)
+    env = spec.env | more
+    task = Task(serial, order.job, order.attempt, order.entry, function, spec.args, spec.kwargs, env, spec.cwd)
     return encode(task)
 
 

@@ -13,6 +13,7 @@ class ExecutionSettings:
     node: str
     channel: str
     workdir: str
+    gpus: tuple[str, ...] = ()  # the channel's, as CUDA calls them; jobs get them by number
     env: Mapping[str, str] = field(default_factory=dict)  # added to every job's environment
     umask: int = 0o022
     allow_commands: tuple[str, ...] = ("*",)

@@ -3,8 +3,8 @@
 Messages: ``p:<class>:<priority>:<count>`` a pending list grew, to so many jobs at least; ``r:<incarnation>:<taken>`` a
 channel answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
 itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``t`` a schedule changed; ``unblock`` jobs may wait for
-one that has ended; ``d`` a drain began or ended; ``x`` tasks of an array are to be cancelled; ``a`` messages were lost:
-look at everything.
+one that has ended; ``d`` a drain began or ended; ``x`` tasks of an array are to be cancelled; ``f:<limit>`` somebody
+let go of a limit that others wait for; ``m`` limits were set; ``a`` messages were lost: look at everything.
 """
 
 from __future__ import annotations

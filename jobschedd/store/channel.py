@@ -158,6 +158,7 @@ class ChannelStore:
                     "attempt": one.attempt,
                     "entry": one.entry,
                     "spec": one.spec,
+                    "gpus": one.gpus,
                 }
                 last = self._client.xadd(self._keys.announced, fields)
         return _text(last)

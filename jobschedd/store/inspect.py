@@ -31,9 +31,11 @@ from jobschedd.job import (
     encode,
     task_of,
 )
+from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
+from jobschedd.store.survey import Survey
 from jobschedd.store.views import NO_RECORD, ArrayCounts, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
 #: Ids that one call of the scan script looks at: about a millisecond of the server's time.
@@ -528,10 +530,14 @@ class Inspect:
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
-        if not target.node and not target.labels and self._is_published_to(target.channel):
+        plain = not target.labels and not target.resources
+        if not target.node and plain and self._is_published_to(target.channel):
             return True
-        if target.labels:
-            return any(target.admits(view.node, view.channel, frozenset(view.labels)) for view in self.channels())
+        if not plain:
+            return any(
+                target.admits(view.node, view.channel, frozenset(view.labels)) and target.fits(view.resources)
+                for view in self.channels()
+            )
         with translated():
             if target.node and target.channel:
                 return bool(self.client.hexists(self.keys.owners, f"{target.node}/{target.channel}"))
@@ -586,6 +592,55 @@ class Inspect:
             held=held,
         )
 
+    # -- limits -----------------------------------------------------------------------------------------------
+
+    def limits(self) -> Limits:
+        """What is set, by an operator and by the leading master's configuration."""
+        return Survey(self.client, self.keys).limits()
+
+    def holders(self, key: str) -> list[str]:
+        """The jobs that count against a limit."""
+        with translated():
+            return sorted((_text(job) for job in self.client.smembers(self.keys.limit(key))), key=_natural)
+
+    def held_limits(self) -> dict[str, int]:
+        """Every limit that jobs count against now, and how many."""
+        with translated():
+            found = {
+                _text(key)
+                for text in self.client.hvals(self.keys.holds)
+                for key in msgspec.msgpack.decode(text)["limits"]
+            }
+            pipeline = self.client.pipeline(transaction=False)
+            for key in sorted(found):
+                pipeline.scard(self.keys.limit(key))
+            return dict(zip(sorted(found), pipeline.execute(), strict=True))
+
+    def used(self, channel: str) -> dict[str, int]:
+        """What jobs use of the resources of a channel (node/name), by name."""
+        with translated():
+            texts = self.client.hvals(self.keys.used(channel))
+        total: dict[str, int] = {}
+        for text in texts:
+            for name, amount in msgspec.msgpack.decode(text)["amounts"].items():
+                total[name] = total.get(name, 0) + int(amount)
+        return total
+
+    def starts(self, key: str, rate: Rate) -> tuple[int, float]:
+        """(starts that count against a rate now, seconds until one more may begin)."""
+        name, now = self.keys.rate(key, rate.ms), round(self.time() * 1000)
+        with translated():
+            within = [
+                int(score) for _, score in self.client.zrangebyscore(name, f"({now - rate.ms}", "+inf", withscores=True)
+            ]
+        if len(within) < rate.count:
+            return len(within), 0.0
+        return len(within), max(0, within[len(within) - rate.count] + rate.ms - now) / 1000
+
+    def classes(self) -> dict[int, Target]:
+        """What each class of jobs asks for, by number."""
+        return Survey(self.client, self.keys).classes()
+
     def _not_started(self) -> int:
         """Of arrays; each stands in a list as one, unless its limit is reached."""
         with translated():
@@ -598,12 +653,12 @@ class Inspect:
         """How many wait, by (where they may run, priority)."""
         with translated():
             lists = [_text(name) for name in self.client.smembers(self.keys.pending)]
-            classes = {int(number): _text(text) for text, number in self.client.hgetall(self.keys.classes).items()}
+        classes = Survey(self.client, self.keys).classes()
         waiting: dict[tuple[Target, int], int] = {}
         for name, length in self._lengths(lists).items():
             number, _, priority = name.partition(":")
             if length and int(number) in classes:
-                waiting[Target.from_key(classes[int(number)]), int(priority)] = length
+                waiting[classes[int(number)], int(priority)] = length
         return waiting
 
     def _lengths(self, lists: list[str]) -> dict[str, int]:
@@ -800,7 +855,14 @@ def _channel(
         started=float(about.get("started") or 0.0),
         drain_reason=reason,
         aside=int(about.get("aside") or 0),
+        resources=_amounts(about.get("resources")),
     )
+
+
+def _amounts(said: Any) -> dict[str, int]:
+    if not isinstance(said, dict):
+        return {}
+    return {str(name): amount for name, amount in said.items() if isinstance(amount, int)}
 
 
 def _gone(name: str, incarnation: str, drains: dict[str, dict[str, Any]]) -> ChannelView:

@@ -21,7 +21,15 @@ next-client       string  counter of waiting clients                            
 job:<id>          string  a record: header, spec, result (see jobschedd/job.py)         until retention ends
 operation:<c>     string  last submit of client c and its answer, for a lost reply      1 hour
 once:<key>        string  id of the job submitted under this idempotency key            as its key_scope says
-classes           hash    class text -> number (see job.Target)                         for ever
+classes           hash    class text -> number (see job.Target)                         until unused, where many
+next-class        string  the number of the newest class                                for ever
+limits            hash    limits that an operator set: key, or ``rate <key>``           until removed
+configured-limits hash    the same, as the leading master is configured                 until another leads
+limit:<key>       set     ids that count against this limit: each is with a channel     while not empty
+rate:<key>:<ms>   zset    starts that count against this rate, by time                  its period
+used:<channel>    hash    id -> what it uses of this channel's resources (msgpack)      while not empty
+holds             hash    id -> what it counts against (msgpack)                        while with a channel
+blocked           set     limits that somebody waits for, so that who lets go says so   until let go of
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
 pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty
 scheduled         zset    id by due time                                                while not empty
@@ -100,6 +108,10 @@ class Keys:
         self.next_id = self.base + "next-id"
         self.next_client = self.base + "next-client"
         self.classes = self.base + "classes"
+        self.next_class = self.base + "next-class"
+        self.limits = self.base + "limits"
+        self.configured_limits = self.base + "configured-limits"
+        self.holds = self.base + "holds"
         self.pending = self.base + "pending"
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"
@@ -149,6 +161,18 @@ class Keys:
     def pending_list(self, job_class: int, priority: int) -> str:
         """The ids of one class and priority that wait for room."""
         return f"{self.base}pending:{job_class}:{priority}"
+
+    def limit(self, key: str) -> str:
+        """The ids that count against a limit."""
+        return f"{self.base}limit:{key}"
+
+    def rate(self, key: str, period_ms: int) -> str:
+        """The starts that count against a rate."""
+        return f"{self.base}rate:{key}:{period_ms}"
+
+    def used(self, channel: str) -> str:
+        """What jobs use of the resources of a channel (node/name)."""
+        return f"{self.base}used:{channel}"
 
     def lease(self, incarnation: str) -> str:
         """The lease of a channel incarnation."""

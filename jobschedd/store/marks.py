@@ -16,9 +16,11 @@ import redis
 
 from jobschedd.errors import DataLost, ProtocolError
 from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode, task_of
+from jobschedd.limits import Limits, Terms, terms_of
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
+from jobschedd.store.survey import read_channel
 
 #: Announcements that one call takes in.
 ANNOUNCEMENTS_PER_CALL = 200
@@ -79,6 +81,7 @@ class Announcement:
     entry: str
     incarnation: str
     spec: bytes = b"\x80"  # nobody knows any more
+    gpus: str = ""  # the numbers of its GPUs
 
 
 class Marks:
@@ -195,14 +198,21 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     key = "" if is_task else spec.key
     flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if key else Flag.NONE)
     flags |= Flag.TASK if is_task else Flag.NONE
-    target = Target(channel=spec.channel, node=spec.node, labels=tuple(spec.labels)).key()
-    about = (job, attempt, dispatch, int(flags), target, spec.priority, key, spec_bytes)
+    target = Target.of(spec)
+    # It runs already: it counts, whatever the limits are.
+    info = read_channel(fields[b"info"])
+    place = f"{info.node}/{info.channel}" if info is not None else "?"
+    gpus = tuple(int(number) for number in _text(fields.get(b"gpus", b"")).split(",") if number)
+    now = terms_of(target, Limits(), place=place)
+    terms = Terms(l=now.l, u=now.u, g=gpus).encoded()
+    about = (job, attempt, dispatch, int(flags), target.key(), spec.priority, key, spec_bytes, terms)
     return [entry, incarnation, fields[b"info"], *about]
 
 
 def announcement(order: Order, incarnation: str) -> Announcement:
     """Of an order that is still known whole."""
-    return Announcement(order.job, order.attempt, order.entry, incarnation, encode(order.spec))
+    gpus = ",".join(map(str, order.gpus))
+    return Announcement(order.job, order.attempt, order.entry, incarnation, encode(order.spec), gpus)
 
 
 def _text(value: bytes | str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
@@ -17,6 +17,7 @@ from typing import Any
 import redis
 
 from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission
+from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
@@ -70,16 +71,23 @@ class Assignment:
     priority: int
     incarnation: str
     count: int
+    terms: bytes = b""  # what these jobs count against (see limits.Terms); empty: nothing
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """What came of an assignment. ``window`` is -1 when the incarnation's lease is gone."""
+    """What came of an assignment. ``window`` is -1 when the incarnation's lease is gone.
+
+    ``bound``: what keeps the rest back: the key of a limit, ``rate:`` and the key of a rate, ``place`` (its channel or
+    node takes no more); "" for nothing. ``wait_ms``: for how long; -1 until somebody lets go of it.
+    """
 
     sent: int
     left: int  # ids still in the list
     entries: int  # in the channel's stream now
     window: int
+    bound: str = ""
+    wait_ms: int = -1
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,22 @@ class Moves:
             self.client.rpush(self.keys.bell, "d")
         return resumed
 
+    def set_limit(self, key: str, limit: int | Rate) -> None:
+        """An operator's limit: it counts from the next dispatch on, whatever the configuration or a job says."""
+        field, text = stored(key, limit)
+        with translated(), self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(self.keys.limits, field, text)
+            pipe.rpush(self.keys.bell, "m")
+            pipe.execute()
+
+    def remove_limit(self, key: str) -> bool:
+        """Take back what an operator set for ``key``, number and rate; whether there was anything."""
+        with translated(), self.client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self.keys.limits, key, f"rate {key}")
+            pipe.rpush(self.keys.bell, "m")
+            removed, _ = pipe.execute()
+        return bool(removed)
+
     def remember(self, channels: Sequence[ChannelInfo]) -> None:
         """Keep what is to be known of channels while they are away."""
         said: dict[Any, Any] = {
@@ -304,11 +328,15 @@ class Moves:
         """Move pending jobs into dispatch streams, as far as the windows allow."""
         arguments: list[Any] = [fence, keep_ms]
         for a in assignments:
-            arguments += [a.job_class, a.priority, a.incarnation, a.count]
-        return [Dispatched(*reply) for reply in self._call("dispatch", *arguments)]
+            arguments += [a.job_class, a.priority, a.incarnation, a.count, a.terms]
+        replies = self._call("dispatch", *arguments)
+        return [
+            Dispatched(sent, left, entries, window, _text(bound), wait)
+            for sent, left, entries, window, bound, wait in replies
+        ]
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
-        """Judge reports, eight arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
+        """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
         replies = self._call("collect", fence, *arguments)
         return [(Verdict(reply[0]), reply[1] if len(reply) > 1 else None) for reply in replies]
 
@@ -330,6 +358,19 @@ class Moves:
         """(promoted, expired, seconds until the next is due): what is due becomes pending, or ends expired."""
         promoted, expired, soonest = self._call("promote", fence, keep_ms, most)
         return promoted, expired, None if soonest < 0 else soonest / 1000
+
+    def configure_limits(self, fence: str, limits: Mapping[str, str]) -> None:
+        """Say what the leader's configuration limits (see ``limits.stored``)."""
+        self._call("configure", fence, *(part for pair in limits.items() for part in pair))
+
+    def heal(self, fence: str, cursor: int, count: int) -> tuple[int, int]:
+        """(next cursor, 0 at the end; how many ended jobs were found that still counted against a limit)."""
+        cursor, healed = self._call("heal", fence, cursor, count)
+        return int(cursor), int(healed)
+
+    def forget_classes(self, fence: str, classes: Sequence[str]) -> int:
+        """Forget those of these classes of which nothing is pending; how many."""
+        return int(self._call("forget_classes", fence, *classes))
 
     def hear_drains(self, fence: str, names: Sequence[str]) -> int:
         """Note that the leader knows of these drains, for those who wait until nothing is left there."""

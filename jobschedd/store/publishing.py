@@ -52,6 +52,7 @@ class Publication:
     window: int
     count: int
     incarnation: str
+    terms: bytes = b""  # as in Assignment
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Published:
     left: int  # ids still in the list
     unanswered: int  # published to this channel and not answered
     nobody: tuple[str, ...]  # ids whose dispatch reached nobody
+    bound: str = ""  # as in Dispatched
+    wait_ms: int = -1
 
 
 class Publishing:
@@ -99,14 +102,15 @@ class Publishing:
         arguments: list[Any] = [fence, keep_ms, "resend" if resend else "fail"]
         for p in publications:
             wire = dispatch_channel(p.channel)
-            arguments += [p.job_class, p.priority, p.channel, wire, p.window, p.count, p.incarnation]
+            arguments += [p.job_class, p.priority, p.channel, wire, p.window, p.count, p.incarnation, p.terms]
         answers = []
         failed: list[tuple[str, int, str, str]] = []
         for publication, reply in zip(publications, self._call("publish", *arguments), strict=False):
-            sent, left, unanswered, *flat = reply
+            sent, left, unanswered, bound, wait, *flat = reply
             nobody = [(_text(flat[i]), int(flat[i + 1]), _text(flat[i + 2])) for i in range(0, len(flat), 3)]
             failed += [(*one, publication.channel) for one in nobody]
-            answers.append(Published(sent, left, unanswered, tuple(job for job, _, _ in nobody)))
+            lost = tuple(job for job, _, _ in nobody)
+            answers.append(Published(sent, left, unanswered, lost, _text(bound), wait))
         self._record_failures(fence, failed, resend)
         return answers
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import redis
 
-from jobschedd.job import Target
+from jobschedd.errors import ProtocolError
+from jobschedd.job import HEADER_SIZE, State, Target, decode_header, decode_record, decode_spec
+from jobschedd.limits import Limits
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 
@@ -26,6 +29,7 @@ class ChannelInfo(msgspec.Struct, frozen=True):
     version: str = ""
     started: float = 0.0
     transport: str = "stream"
+    resources: dict[str, int] = {}
     aside: int = 0  # results of lost data that its node keeps and nobody asks for
 
 
@@ -44,6 +48,8 @@ class Drain(msgspec.Struct, frozen=True):
 LEFT = b"left"
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
 UNREADABLE = ChannelInfo(node="", channel="")
+#: Ids at the head of a pending list that may be of jobs gone elsewhere.
+_TOMBSTONES = 100
 _decoder = msgspec.json.Decoder(ChannelInfo)
 _drain_decoder = msgspec.json.Decoder(Drain)
 
@@ -70,7 +76,47 @@ class Survey:
         """Class number -> target."""
         with translated():
             known: Any = self._client.hgetall(self._keys.classes)
-        return {int(number): Target.from_key(text.decode()) for text, number in known.items()}
+        found = {}
+        for text, number in known.items():
+            with suppress(ValueError):  # of a newer version: its master knows what to do with it
+                found[int(number)] = Target.from_key(text.decode())
+        return found
+
+    def class_of_pending(self, job_class: int, priority: int) -> Target | None:
+        """What a pending list's jobs ask for, by their own records: for a forgotten class. None: none is left."""
+        with translated():
+            ids: Any = self._client.lrange(self._keys.pending_list(job_class, priority), 0, _TOMBSTONES)
+        for record in self.records([job_id.decode() for job_id in ids]):
+            with suppress(ProtocolError, TypeError):
+                if record is not None and decode_header(record).job_class == job_class:
+                    return Target.of(decode_spec(decode_record(record).spec))
+        return None
+
+    def waiting_since(self, lists: list[tuple[int, int]]) -> tuple[int, dict[tuple[int, int], int]]:
+        """(now, since when the first job of each of these lists waits), in milliseconds of the server."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for job_class, priority in lists:
+                pipe.lindex(self._keys.pending_list(job_class, priority), 0)
+            (seconds, micro), *first = pipe.execute()
+            for job_id in first:
+                pipe.getrange(self._keys.job((job_id or b"").decode()), 0, HEADER_SIZE - 1)
+            headers: Any = pipe.execute()
+        since = {}
+        for key, data in zip(lists, headers, strict=True):
+            with suppress(ProtocolError):
+                header = decode_header(data)
+                if header.state is State.PENDING:
+                    since[key] = header.since
+        return int(seconds) * 1000 + int(micro) // 1000, since
+
+    def limits(self) -> Limits:
+        """What is set, by an operator and by the leading master's configuration."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._keys.configured_limits)
+            pipe.hgetall(self._keys.limits)
+            configured, operator = pipe.execute()
+        return Limits.read(_texts(configured), _texts(operator))
 
     def channels(self) -> dict[str, ChannelInfo | None]:
         """Incarnation -> what it said of itself; None for one that left."""
@@ -105,6 +151,10 @@ class Survey:
                 self._client.set(self._keys.identity, proposal, nx=True)
             identity: Any = self._client.get(self._keys.identity)
         return "" if identity is None else str(identity.decode())
+
+
+def _texts(found: Any) -> dict[str, str]:
+    return {name.decode(): text.decode() for name, text in found.items()}
 
 
 def _drain(text: bytes) -> Drain:

@@ -7,7 +7,7 @@ where there is none; absent texts are null.
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -163,6 +163,11 @@ class JobView:
                 "channel": spec.channel or None,
                 "labels": list(spec.labels),
             },
+            "group": spec.group or None,
+            "limit_keys": {key: number or None for key, number in spec.limits.items()},
+            "rates": {key: f"{count}/{ms}ms" for key, (count, ms) in spec.rates.items()},
+            "resources": spec.resources,
+            "avoid_failed": spec.avoid_failed,
             "priority": header.priority,
             "node": node or None,
             "channel": channel or None,
@@ -249,6 +254,7 @@ class ChannelView:
     transport: str
     started: float
     drain_reason: str | None
+    resources: dict[str, int] = field(default_factory=dict)  # what it has, in the smallest units
     aside: int = 0  # results of data that were given up, kept on its node
 
     @property

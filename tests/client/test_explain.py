@@ -10,10 +10,11 @@ from jobschedd.client import Client
 from jobschedd.client.facts import Fleet
 from jobschedd.client.why import REASONS, waiting_code
 from jobschedd.job import Outcome, State
+from jobschedd.limits import terms_of
 from jobschedd.store.marks import Marks
-from jobschedd.store.moves import Verb
+from jobschedd.store.moves import Assignment, Verb
 from redis_server import RedisServer
-from store_driver import Driver
+from store_driver import KEEP, Driver
 
 
 @pytest.fixture
@@ -300,11 +301,94 @@ def test_the_documentation_lists_every_code(request):
     import inspect
     import re
 
-    from jobschedd.client import why
+    from jobschedd.client import restraints, why
 
-    codes = set(re.findall(r'Reason\(\s*"(\w+)"', inspect.getsource(why))) | {"drained", "paused"}
+    codes = set(re.findall(r'Reason\(\s*"(\w+)"', inspect.getsource(why) + inspect.getsource(restraints))) | {
+        "drained",
+        "paused",
+    }
     codes |= {"never_submitted", "record_expired"}
     text = (request.config.rootpath / "docs" / "json.md").read_text()
     listed = set(re.findall(r"^\| `(\w+)` \|", text.split("| reason | the job |")[1].split("\n## ")[0], re.M))
     assert codes == listed
     assert all(REASONS[state] for state in State)
+
+
+class TestRestraints:
+    """Channels are up, and still it waits."""
+
+    def bounded(self, driver, channel, job, count=1):
+        """One dispatch with the terms of the job's class."""
+        header = driver.header(job)
+        target = driver.survey.classes()[header.job_class]
+        place = f"{channel.node}/{channel.name}"
+        terms = terms_of(target, driver.survey.limits(), place=place, have=channel.info.resources).encoded()
+        assignment = Assignment(header.job_class, header.priority, channel.incarnation, count, terms)
+        driver.moves.dispatch(driver.fence, [assignment], KEEP)
+
+    def test_a_limit_and_who_holds_it(self, driver, told):
+        channel = driver.channel()
+        first, second = driver.submit(2, limit_keys=["db=1"])
+        self.bounded(driver, channel, first)
+        assert told(second) == (
+            "limit",
+            f"It waits: the limit db is reached, 1 at a time (as the job asked), held by job {first}; "
+            "it goes on when one of them has ended.",
+        )
+
+    def test_a_limit_of_nothing(self, driver, told):
+        driver.channel()
+        driver.moves.set_limit("group:g", 0)
+        (job,) = driver.submit(group="g")
+        code, sentence = told(job)
+        assert code == "limit" and "group:g is 0 (by jobsched limit set)" in sentence
+
+    def test_a_rate_and_when_the_next_may_start(self, driver, told):
+        channel = driver.channel()
+        first, second = driver.submit(2, rates=["api=1/h"])
+        self.bounded(driver, channel, first)
+        code, sentence = told(second)
+        assert code == "rate" and "api is used up, 1/h (as the job asked); the next may start in " in sentence
+
+    def test_a_limit_of_the_node(self, driver, told):
+        channel = driver.channel()
+        driver.dispatched(channel)
+        driver.moves.set_limit("node:n1", 1)
+        (job,) = driver.submit()
+        code, sentence = told(job)
+        assert code == "limit" and "node:n1 (1 at a time)" in sentence
+
+    def test_too_large_for_all(self, driver, told):
+        driver.channel(resources={"cpus": 4000})
+        (job,) = driver.submit(cpus=8)
+        assert told(job) == (
+            "too_large",
+            "It waits: it asks for cpus 8, and no channel that is known has so much (the most is cpus 4); "
+            "it goes on once one has.",
+        )
+
+    def test_resources_in_use(self, driver, told):
+        channel = driver.channel(resources={"cpus": 4000, "gpus": 1})
+        first, second = driver.submit(2, gpus=1, cpus=1)
+        self.bounded(driver, channel, first)
+        code, sentence = told(second)
+        assert code == "resources" and "other jobs use the gpus of n1/1" in sentence
+
+    def test_another_node_than_the_last(self, driver, told):
+        driver.channel(node="n1")
+        busy = driver.channel(node="n2", window=1)
+        driver.dispatched(busy)
+        job, _ = driver.dispatched(driver.channel("2"), avoid_failed=True)
+        header = driver.header(job)
+        again = [Verb.RETRY, job, header.attempt, header.entry, 0, 1, 0, KEEP, "/?x:n1"]
+        driver.moves.collect(driver.fence, again)
+        code, sentence = told(job)
+        assert code == "avoids_node" and "It waits for n2: it failed on n1" in sentence
+
+    def test_the_turn_of_its_group(self, driver, told):
+        channel = driver.channel(window=1)
+        driver.dispatched(channel)
+        driver.submit(2, group="web")
+        (job,) = driver.submit(group="science")
+        code, sentence = told(job)
+        assert code == "groups" and "web (2)" in sentence

@@ -62,8 +62,8 @@ class TestStaleWrites:
         moves, marks = driver.moves, Marks(driver.client, KEYS)
         writes = [
             lambda fence: moves.dispatch(fence, [Assignment(1, 0, channel.incarnation, 5)], KEEP),
-            lambda fence: moves.collect(fence, [Verb.DONE, job, 1, entry, int(Outcome.FAILED), result, KEEP, ""]),
-            lambda fence: moves.collect(fence, [Verb.RETURN, job, 1, entry, KEEP, "", "", ""]),
+            lambda fence: moves.collect(fence, [Verb.DONE, job, 1, entry, int(Outcome.FAILED), result, KEEP, "", ""]),
+            lambda fence: moves.collect(fence, [Verb.RETURN, job, 1, entry, KEEP, "", "", "", ""]),
             lambda fence: moves.requeue(fence, dead.incarnation, 1, KEEP, 10),
             lambda fence: moves.reap(fence, [dead.incarnation]),
             lambda fence: moves.promote(fence, KEEP, 10),
@@ -107,7 +107,7 @@ class TestStaleWrites:
             verb = Verb.DONE if turn < len(fences) else Verb.RETRY
             arguments = []
             for job in jobs:
-                rest = (int(Outcome.FAILED), result, KEEP, "") if verb == Verb.DONE else (0, 1, 0, KEEP)
+                rest = (int(Outcome.FAILED), result, KEEP, "", "") if verb == Verb.DONE else (0, 1, 0, KEEP, "")
                 arguments += [verb, job, *fence(job), *rest]
             verdicts = driver.moves.collect(driver.fence, arguments)
             accepted += sum(verdict is Verdict.ACCEPTED for verdict, _ in verdicts)

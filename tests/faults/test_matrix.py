@@ -23,6 +23,8 @@ import pytest
 from faults.scene import SILENCE, Scene, let_pass, marker_of, of_account, resume, tallied
 from jobschedd.errors import StoreUnavailable, Unanswered
 from jobschedd.failpoints import FAILPOINTS
+from jobschedd.master.dispatcher import MOST_CLASSES
+from jobschedd.store.keys import Keys
 from ledger import SUCCESS
 from redis_server import wait_until
 
@@ -108,6 +110,16 @@ def _stall_with_large_results(scene: Scene) -> None:
             let_pass(0.2)
 
 
+def _many_classes(scene: Scene) -> None:
+    """More classes than are remembered, nothing of them pending: the next survey forgets them."""
+    scene.under_way()
+    keys = Keys(scene.cluster.namespace)
+    with scene.redis.client() as client:
+        client.hset(keys.classes, mapping={f"/none-{n}": 10_000 + n for n in range(MOST_CLASSES + 200)})
+        client.set(keys.next_class, 20_000)
+        client.rpush(keys.bell, "a")
+
+
 @dataclass(frozen=True)
 class Case:
     """Where a point is, and what it takes to pass it ``nth`` times in mid-load."""
@@ -129,6 +141,9 @@ CASES = {
     "client.wait.told": Case("client", 1),
     "dispatcher.lead.acquired": Case("master", 1),
     "dispatcher.lead.kept": Case("master", 1),
+    "dispatcher.configure.after": Case("master", 1),
+    "dispatcher.heal.after": Case("master", 1),
+    "dispatcher.forget.after": Case("master", 1, _many_classes),
     "dispatcher.survey.after": Case("master", 1),
     "dispatcher.bell.after": Case("master"),
     "dispatcher.dispatch.before": Case("master"),

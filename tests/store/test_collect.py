@@ -110,7 +110,7 @@ class TestFence:
     def test_another_master_judges_nothing(self, driver, channel, fence):
         job, entry = driver.dispatched(channel)
         with pytest.raises(NotTheLeader):
-            driver.moves.collect(fence, [Verb.DONE, job, 1, entry, 1, RESULT, KEEP, ""])
+            driver.moves.collect(fence, [Verb.DONE, job, 1, entry, 1, RESULT, KEEP, "", ""])
         assert driver.state(job) is State.DISPATCHED
 
     def test_an_unreadable_record_is_unknown(self, driver):
@@ -167,7 +167,7 @@ class TestReturn:
         driver.dispatch(channel, 4)
         arguments = []
         for job in ids[:4]:
-            arguments += [Verb.RETURN, job, 1, driver.header(job).entry, KEEP, "", "", ""]
+            arguments += [Verb.RETURN, job, 1, driver.header(job).entry, KEEP, "", "", "", ""]
         driver.moves.collect(driver.fence, arguments)
         assert driver.pending() == ids
 
@@ -195,10 +195,10 @@ class TestBatches:
         good, gone = driver.dispatched(channel)[0], driver.dispatched(channel)[0]
         entries = {job: driver.header(job).entry for job in (good, gone)}
         driver.end(gone)
-        arguments = [Verb.START, good, 1, entries[good], "", "", "", ""]
-        arguments += [Verb.DONE, good, 1, entries[good], 1, RESULT, KEEP, ""]
-        arguments += [Verb.DONE, gone, 1, entries[gone], 1, RESULT, KEEP, ""]
-        arguments += [Verb.DONE, "99", 1, "1-1", 1, RESULT, KEEP, ""]
+        arguments = [Verb.START, good, 1, entries[good], "", "", "", "", ""]
+        arguments += [Verb.DONE, good, 1, entries[good], 1, RESULT, KEEP, "", ""]
+        arguments += [Verb.DONE, gone, 1, entries[gone], 1, RESULT, KEEP, "", ""]
+        arguments += [Verb.DONE, "99", 1, "1-1", 1, RESULT, KEEP, "", ""]
         verdicts = [verdict for verdict, _ in driver.moves.collect(driver.fence, arguments)]
         assert verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.UNKNOWN]
 

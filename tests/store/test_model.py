@@ -236,7 +236,7 @@ class Life(RuleBasedStateMachine):
         """Whatever it still tries is refused."""
         for move in (
             lambda: self.driver.moves.collect(
-                self.old_fence, [Verb.DONE, order.job, order.attempt, order.entry, 1, b"", KEEP, ""]
+                self.old_fence, [Verb.DONE, order.job, order.attempt, order.entry, 1, b"", KEEP, "", ""]
             ),
             lambda: self.driver.moves.requeue(self.old_fence, self.channels[0].incarnation, 1, KEEP, 10),
             lambda: self.driver.moves.dispatch(

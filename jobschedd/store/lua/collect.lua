@@ -4,10 +4,10 @@
 -- move: collect: DISPATCHED, RUNNING -> DONE, SCHEDULED, PENDING
 -- (return: in front, uncharged, or DONE when a user has cancelled it meanwhile; SCHEDULED, PENDING: for a retry)
 -- KEYS: leader scheduled
--- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d where
+-- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d, e where
 --       'start':  -                       'return': keep (ms) should a user have cancelled it
 --       'done':   outcome, result, keep (ms), crashes where their number has changed
---       'retry':  delay (ms), tries, crashes, keep (ms) should a user have cancelled it
+--       'retry':  delay (ms), tries, crashes, keep (ms) should a user have cancelled it, class text where that changes
 -- returns: per report {verdict, record before}: 1 accepted, 2 duplicate, 3 stale, 4 unknown job.
 --          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history; also with
 --          a stale one of an attempt that is over: its verdict may have been given by a collector that then died.
@@ -53,6 +53,10 @@ local function apply(verb, id, rec, r, at)
     local delay = tonumber(ARGV[at + 4])
     r.tries, r.crashes = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
     write_tries(id, r)
+    if ARGV[at + 8] ~= '' then
+      r.class = class_number(ARGV[at + 8])
+      call('SETRANGE', BASE .. 'job:' .. id, 4, struct.pack('<I4', r.class))
+    end
     if delay > 0 then
       r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = SCHEDULED, 0, now + delay, NOBODY, 0, 0
       write_middle(id, r)
@@ -69,7 +73,7 @@ local function apply(verb, id, rec, r, at)
 end
 
 local replies = {}
-for at = 3, #ARGV, 8 do
+for at = 3, #ARGV, 9 do
   local verb, id = ARGV[at], ARGV[at + 1]
   local rec = call('GET', BASE .. 'job:' .. id)
   local reply

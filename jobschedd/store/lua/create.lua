@@ -1,4 +1,4 @@
--- Shared by the moves that make jobs: the reply that refuses, a class's number, an idempotency key, the new jobs.
+-- Shared by the moves that make jobs: the reply that refuses, an idempotency key, the new jobs.
 
 -- Nothing new is taken while Redis has lost what we had (an id given now may have been given before), nor while a budget
 -- is used up. nil while all is well.
@@ -10,16 +10,6 @@ local function refusal()
   end
   local full = call('GET', BASE .. 'full')
   if full then return redis.error_reply('QUEUEFULL queue full: ' .. full .. '; try again when jobs have ended') end
-end
-
-local function class_number(text)
-  local classes = BASE .. 'classes'
-  local number = call('HGET', classes, text)
-  if not number then
-    number = call('HLEN', classes) + 1
-    call('HSET', classes, text, number)
-  end
-  return tonumber(number)
 end
 
 -- The id of the job under this idempotency key, while it has a record.

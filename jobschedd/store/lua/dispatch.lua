@@ -3,9 +3,12 @@
 -- move: dispatch: PENDING, SCHEDULED -> RUNNING
 -- move: dispatch: RUNNING -> DONE
 -- (DONE: expired, or cancelled on its way back; RUNNING: an array, as a whole, when its first task goes out)
+-- WITH: holding
 -- KEYS: leader pending
--- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most
--- returns: per assignment {dispatched, left in the list (at least), entries in the stream, window (-1: no lease)}
+-- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most,
+--       what its jobs count against (see holding.lua)
+-- returns: per assignment {dispatched, left in the list (at least), entries in the stream, window (-1: no lease), what
+--          bounds the rest ('': room, or nothing), for how many ms (-1: until somebody lets go)}
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
 -- Ids that one assignment looks at beyond its room: a million tombstones must not hold up the server.
@@ -15,12 +18,17 @@ local function from_hex(text)
   return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
 end
 
-local function order(id, rec, r, stream, incarnation)
+local function order(id, rec, r, stream, incarnation, terms)
   if has(r.flags, KEYED) then leave_key(id, rec, r) end
   r.attempt = r.attempt + 1
+  local gpus = terms and hold(id, r, terms, now) or {}
   local fields = {'job', id, 'attempt', r.attempt, 'flags', r.flags, 'spec', string.sub(rec, 61, 60 + r.spec_length)}
   if r.crashes > 0 then
     fields[9], fields[10] = 'crashes', r.crashes
+  end
+  if #gpus > 0 then
+    fields[#fields + 1] = 'gpus'
+    fields[#fields + 1] = table.concat(gpus, ',')
   end
   local entry = call('XADD', stream, '*', unpack(fields))
   local time, number = string.match(entry, '^(%d+)-(%d+)$')
@@ -34,7 +42,7 @@ local function put_back(list, ids, from)
 end
 
 local replies = {}
-for at = 4, #ARGV, 4 do
+for at = 4, #ARGV, 5 do
   local class, priority, name = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2]
   local list = pending_list(class, priority)
   local stream = BASE .. 'dispatch:' .. name
@@ -42,6 +50,12 @@ for at = 4, #ARGV, 4 do
   local entries = call('XLEN', stream)
   local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
   local incarnation, spare, behind_marker = from_hex(name), MOST_TOMBSTONES, 0
+  local terms, by, wait
+  if ARGV[at + 4] ~= '' then
+    terms = cjson.decode(ARGV[at + 4])
+    room, by, wait = bounded(room, terms, now)
+  end
+  local allowed = room
   while room > 0 and spare > 0 do
     local ids = call('LPOP', list, room)
     if not ids then break end
@@ -52,7 +66,7 @@ for at = 4, #ARGV, 4 do
       -- Anything else is the tombstone of a job that went another way.
       if r and r.flags >= ARRAY and array.waits_in(r, class, priority) then
         local tasks, more = array.take(id, rec, r, room, keep, now)
-        for _, task in ipairs(tasks) do order(task.id, task.rec, task.r, stream, incarnation) end
+        for _, task in ipairs(tasks) do order(task.id, task.rec, task.r, stream, incarnation, terms) end
         room, sent, spare = room - #tasks, sent + #tasks, spare + #tasks
         if more > 0 or room == 0 then
           put_back(list, ids, i + 1)
@@ -73,7 +87,7 @@ for at = 4, #ARGV, 4 do
         elseif r.flags >= TASK and array.stopped(id, now) then
           finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
         else
-          order(id, rec, r, stream, incarnation)
+          order(id, rec, r, stream, incarnation, terms)
           room, sent, spare = room - 1, sent + 1, spare + 1
         end
       end
@@ -81,6 +95,9 @@ for at = 4, #ARGV, 4 do
   end
   local left = call('LLEN', list)
   if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
-  replies[#replies + 1] = {sent, left + behind_marker, entries + sent, window}
+  left = left + behind_marker
+  if not by or sent < allowed or left == 0 then by, wait = '', -1 end
+  if by ~= '' then await_room(by, wait) end
+  replies[#replies + 1] = {sent, left, entries + sent, window, by, wait}
 end
 return replies

@@ -2,12 +2,14 @@
 -- move: publish: PENDING -> DISPATCHED, SCHEDULED, DONE
 -- move: publish: PENDING, SCHEDULED -> RUNNING
 -- move: publish: RUNNING -> DONE
+-- WITH: holding
 -- (pubsub. SCHEDULED: nobody was subscribed, to be sent again; DONE: expired, or cancelled on its way back; RUNNING: an
 -- array, as a whole)
 -- KEYS: leader pending scheduled published sent_channels listening
 -- ARGV: base, fence, keep of ends that are no success (ms), 'resend' | 'fail'; then per assignment: class, priority,
---       channel, the Redis channel of it, window, at most, our own slave's incarnation ('': it has none)
--- returns: per assignment {dispatched, left in the list, unanswered, then of each that reached nobody: id, attempt, entry}
+--       channel, the Redis channel of it, window, at most, our own slave's incarnation ('': it has none), what its jobs count against
+--       (see holding.lua)
+-- returns: per assignment {dispatched, left in the list, unanswered, what bounds the rest, for how many ms, then of each that reached nobody: id, attempt, entry}
 --          With 'fail' those count as dispatched, until somebody answers for them; after one with 'resend', the
 --          channel's others stay where they are. Nothing at all when our collector does not hear the answers.
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
@@ -37,13 +39,15 @@ local function sent_again(id, rec, r, channel, wire)
   local times = failed == 1 and 'once' or failed .. ' times'
   local text = string.format('nobody was subscribed to %s (%s so far); sent again in %d s', wire, times, delay / 1000)
   r.state, r.since, r.incarnation, r.entry_time, r.entry_number = SCHEDULED, now + delay, NOBODY, 0, 0
+  let_go(id, r)
   write(id, rec, r, {outcome = 0, cause = 'no_receiver', error = text, channel = channel, failed = failed})
   call('ZADD', KEY.scheduled, r.since, id)
 end
 
-local function publish(id, rec, r, channel, wire, incarnation, failed)
+local function publish(id, rec, r, channel, wire, incarnation, failed, terms)
   r.state, r.attempt, r.since, r.incarnation = DISPATCHED, r.attempt + 1, now, incarnation
   r.entry_time, r.entry_number = now, call('INCR', KEY.published) % 4294967296
+  if terms then hold(id, r, terms, now) end
   local heard = call('PUBLISH', wire, id) > 0
   if not heard then
     failed[#failed + 1] = id
@@ -63,12 +67,17 @@ end
 
 if call('GET', KEY.listening) ~= ARGV[2] then return {} end
 local replies = {}
-for at = 5, #ARGV, 7 do
+for at = 5, #ARGV, 8 do
   local class, priority, channel, wire = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
   local list = pending_list(class, priority)
   local incarnation = ARGV[at + 6] == '' and NOBODY or from_hex(ARGV[at + 6])
   local room = math.min(tonumber(ARGV[at + 4]) - call('ZCARD', BASE .. 'sent:' .. channel), tonumber(ARGV[at + 5]))
   local sent, spare, failed = 0, MOST_TOMBSTONES, {}
+  local terms, by, wait
+  if ARGV[at + 7] ~= '' then
+    terms = cjson.decode(ARGV[at + 7])
+    room, by, wait = bounded(room, terms, now)
+  end
   while room > 0 and spare > 0 do
     local id = call('LPOP', list)
     if not id then break end
@@ -92,15 +101,17 @@ for at = 5, #ARGV, 7 do
       finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
     elseif r.flags >= TASK and array.stopped(id, now) then
       finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
-    elseif publish(id, rec, r, channel, wire, incarnation, failed) then
+    elseif publish(id, rec, r, channel, wire, incarnation, failed, terms) then
       room, sent = room - 1, sent + 1
     else
-      room = 0
+      room, by = 0, nil
     end
   end
   if #failed > 0 and resend then ring('s') end
   local left = call('LLEN', list)
   if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
-  replies[#replies + 1] = {sent, left, call('ZCARD', BASE .. 'sent:' .. channel), unpack(failed)}
+  if not by or room > 0 or left == 0 then by, wait = '', -1 end
+  if by ~= '' then await_room(by, wait) end
+  replies[#replies + 1] = {sent, left, call('ZCARD', BASE .. 'sent:' .. channel), by, wait, unpack(failed)}
 end
 return replies

@@ -3,7 +3,7 @@ local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local SUCCEEDED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 4, 5, 6, 7
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
-local HELD, PARKED = 64, 128
+local HELD, PARKED, HOLDS = 64, 128, 2048
 local ARRAY, TASK = 512, 1024
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
@@ -34,7 +34,35 @@ local function middle(state, outcome, flags, attempt, since, incarnation, entry_
   return struct.pack('<BBI2I4I6c8I6I4', state, outcome, flags, attempt, since, incarnation, entry_time, entry_number)
 end
 
+local function has(flags, flag)
+  return math.floor(flags / flag) % 2 == 1
+end
+
+-- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
+local function ring(text)
+  if call('RPUSH', BASE .. 'bell', text) > BELL_LIMIT then call('RPOP', BASE .. 'bell') end
+end
+
+-- The one way out of what a job held while a channel had it. Repeated, or for a job that held nothing, it does nothing.
+local function let_go(id, r)
+  if not has(r.flags, HOLDS) then return end
+  r.flags = r.flags - HOLDS
+  local text = call('HGET', BASE .. 'holds', id)
+  if not text then return end
+  call('HDEL', BASE .. 'holds', id)
+  local held = cmsgpack.unpack(text)
+  for _, key in ipairs(held.limits) do
+    call('SREM', BASE .. 'limit:' .. key, id)
+    if call('SREM', BASE .. 'blocked', key) == 1 then ring('f:' .. key) end
+  end
+  if not held.place then return end
+  call('HDEL', BASE .. 'used:' .. held.place, id)
+  if call('SREM', BASE .. 'blocked', 'used:' .. held.place) == 1 then ring('f:used:' .. held.place) end
+end
+
+-- Whoever is with no channel holds nothing.
 local function write_middle(id, r)
+  if r.state ~= DISPATCHED and r.state ~= RUNNING then let_go(id, r) end
   call('SETRANGE', BASE .. 'job:' .. id, 24,
     middle(r.state, r.outcome, r.flags, r.attempt, r.since, r.incarnation, r.entry_time, r.entry_number))
 end
@@ -45,10 +73,6 @@ end
 
 local function entry_of(r)
   return string.format('%.0f-%.0f', r.entry_time, r.entry_number)
-end
-
-local function has(flags, flag)
-  return math.floor(flags / flag) % 2 == 1
 end
 
 -- Whatever a held job goes on to: it is held no more.
@@ -114,11 +138,6 @@ local function take_key_again(id, rec, r)
   if scope == 'pending' then call('SET', once, id, 'NX') end
 end
 
--- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
-local function ring(text)
-  if call('RPUSH', BASE .. 'bell', text) > BELL_LIMIT then call('RPOP', BASE .. 'bell') end
-end
-
 -- Those that wait for a job leave its list with its end, so that who comes later waits for the next one. The
 -- dispatcher goes on from here (unblock.lua): there may be a million of them.
 local function tell_dependents(parent, outcome, dependents)
@@ -155,6 +174,7 @@ end
 
 -- The one way to an end: the record gets its result and its time to live, whoever waits is told.
 local function finish(id, rec, r, outcome, result, keep, now)
+  let_go(id, r)
   if has(r.flags, HELD) or has(r.flags, PARKED) then drop_hold(id, r) end
   local flags = has(r.flags, AWAITED) and r.flags - AWAITED or r.flags
   if r.state == WAITING then forget_waiting(id, r) end
@@ -192,6 +212,18 @@ local function hint(what, id, r)
   local control = BASE .. 'control:' .. to_hex(r.incarnation)
   call('XADD', control, 'MAXLEN', '~', 1000, '*', what, id, 'attempt', r.attempt)
   call('PEXPIRE', control, 3600000)
+end
+
+-- The number of a class. None is ever given twice: a class that was forgotten comes back under another.
+local function class_number(text)
+  local number = call('HGET', BASE .. 'classes', text)
+  if not number then
+    local last = tonumber(call('GET', BASE .. 'next-class') or call('HLEN', BASE .. 'classes'))
+    number = string.format('%.0f', last + 1)
+    call('SET', BASE .. 'next-class', number)
+    call('HSET', BASE .. 'classes', text, number)
+  end
+  return tonumber(number)
 end
 
 local function pending_list(class, priority)

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- move: restore: NONE, PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING -> DISPATCHED
+-- WITH: holding
 -- (Redis lost data; a channel says that it has this order: running, ended, or not begun)
--- WITH: create
 -- KEYS: leader announced next_id scheduled channels
 -- ARGV: base, fence; then per announcement: its entry in the stream of them, incarnation, what its channel says of
---       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec
+--       itself, job, attempt, dispatch entry, flags, class text, priority, idempotency key, spec,
+--       what it counts against, as for dispatch
 -- returns: per announcement 1 restored | 0 known already, or superseded
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now = now_ms()
@@ -18,9 +19,9 @@ local function has_entry(incarnation, entry)
 end
 
 -- False where the stream has gone past this entry: then it was answered in this life of the store.
-local function put_entry(incarnation, entry, id, attempt, flags, spec)
+local function put_entry(incarnation, entry, id, attempt, flags, spec, gpus)
   if has_entry(incarnation, entry) then return true end
-  local put = redis.pcall('XADD', BASE .. 'dispatch:' .. incarnation, entry, 'job', id, 'attempt', attempt, 'flags', flags, 'spec', spec)
+  local put = redis.pcall('XADD', BASE .. 'dispatch:' .. incarnation, entry, 'job', id, 'attempt', attempt, 'flags', flags, 'spec', spec, 'gpus', gpus)
   return type(put) ~= 'table' or not put.err
 end
 
@@ -44,7 +45,9 @@ local function restore(at)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
   if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
   if r then spec = string.sub(rec, 61, 60 + r.spec_length) end
-  if not put_entry(incarnation, entry, id, attempt, flags, spec) then return 0 end
+  local terms = ARGV[at + 11] ~= '' and cjson.decode(ARGV[at + 11])
+  local gpus = table.concat(terms and terms.g or {}, ',')
+  if not put_entry(incarnation, entry, id, attempt, flags, spec, gpus) then return 0 end
   call('HSETNX', KEY.channels, incarnation, ARGV[at + 2])
   if r then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
@@ -56,12 +59,16 @@ local function restore(at)
     end
     r.state, r.outcome, r.attempt, r.since, r.incarnation = DISPATCHED, 0, attempt, now, from_hex(incarnation)
     r.entry_time, r.entry_number = tonumber(time), tonumber(number)
+    let_go(id, r)
+    if terms then hold(id, r, terms, now) end
     write_middle(id, r)
     return 1
   end
+  local new = {flags = flags, attempt = attempt}
+  if terms then hold(id, new, terms, now) end
   call('SET', BASE .. 'job:' .. id,
     struct.pack('<BBBBI4I4I6I6', 1, priority + 100, 0, 0, class_number(ARGV[at + 7]), 0, tonumber(time), 0)
-    .. middle(DISPATCHED, 0, flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
+    .. middle(DISPATCHED, 0, new.flags, attempt, now, from_hex(incarnation), tonumber(time), tonumber(number))
     .. struct.pack('<I4', #spec) .. spec)
   if key ~= '' and scope_of(spec) ~= 'pending' then call('SET', BASE .. 'once:' .. key, id, 'NX') end
   local number = string.match(id, '^%d+') or '0'
@@ -70,7 +77,7 @@ local function restore(at)
 end
 
 local replies, seen = {}, {}
-for at = 3, #ARGV, 11 do
+for at = 3, #ARGV, 12 do
   replies[#replies + 1] = restore(at)
   call('XDEL', KEY.announced, ARGV[at])
   if not seen[ARGV[at + 1]] then
