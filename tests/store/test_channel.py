@@ -50,7 +50,7 @@ class TestRegister:
         driver.client.hset(driver.keys.channels, "cd", b'{"node": 7}')
         driver.client.hset(driver.keys.channels, "ef", b"\xff" * 10)
         driver.client.hset(driver.keys.channels, "ff", b"[" * 100_000)
-        assert set(driver.survey.channels().values()) == {UNREADABLE}
+        assert list(driver.survey.channels().values()) == [UNREADABLE] * 4
         assert driver.survey.channel("ab") == UNREADABLE
         assert driver.survey.channel("00") is None
 
