@@ -15,6 +15,7 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.auditor import Auditor
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
 from jobschedd.master.leadership import Leadership
@@ -42,6 +43,8 @@ STANDBY_POLL = 0.25
 LOSS_POLL = 0.5
 REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
+#: A walk over all records begins so often, in leases of a channel.
+AUDIT_EVERY = 2
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Dispatcher:
         self._keep_ms = keep_ms
         self._pending: dict[tuple[int, int], int] = {}
         self._classes: dict[int, Target] = {}
+        self._relearnt: dict[int, Target] = {}  # classes that the table of them has lost
         self._channels: dict[str, ChannelView] = {}
         self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
@@ -103,10 +107,15 @@ class Dispatcher:
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
+        every = AUDIT_EVERY * lease
+        self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
+        self._auditing = Cadence(every, self._audit)
         self._cadences = [
+            self._auditing,
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
             Cadence(reap_scan, self._keep_deadlines),
+            Cadence(reap_scan, self._recover_gone),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(RECHECK_EVERY, self._recheck_waiting),
@@ -205,6 +214,8 @@ class Dispatcher:
         self._read_schedules_again()
         self._surveyed = False
         self._trusted_since = None
+        self._relearnt = {}  # of another Redis, the numbers mean something else
+        self._auditor.forget()
 
     def _note_answer(self) -> None:
         """Trust in silence of others needs our own answers without a gap: a stalled Redis lets leases end unrenewed."""
@@ -221,7 +232,7 @@ class Dispatcher:
 
     def _look_at_everything(self) -> None:
         self._bell.silence()
-        self._classes = self._survey.classes()
+        self._classes = self._relearnt | self._survey.classes()
         self._pending = self._survey.pending()
         self._drained = self._survey.drains()
         known = self._survey.channels()
@@ -421,6 +432,12 @@ class Dispatcher:
             self._see_leases(*self._moves.reap(self._leadership.fence, list(self._channels)))
             self._open_and_close()
 
+    def _audit(self) -> None:
+        self._auditing.due = self._clock.boottime() + self._auditor.look(self._leadership.fence)
+
+    def _recover_gone(self) -> None:
+        self._auditor.recover(self._leadership.fence)
+
     def _see_leases(self, now_ms: int, leases: dict[str, LeaseState]) -> None:
         for incarnation, lease in leases.items():
             view = self._channels[incarnation]
@@ -496,11 +513,19 @@ class Dispatcher:
         demands = []
         for (job_class, priority), count in self._pending.items():
             if job_class not in self._classes:
-                self._classes = self._survey.classes()
-            target = self._classes.get(job_class)
+                self._classes = self._relearnt | self._survey.classes()
+            target = self._classes.get(job_class) or self._learn_class(job_class, priority)
             if target is not None and count > 0:
                 demands.append(Demand(job_class, priority, target, count))
         return demands
+
+    def _learn_class(self, job_class: int, priority: int) -> Target | None:
+        """The table of classes has lost this one; whoever waits knows what it asked for."""
+        target = self._survey.relearn_class(job_class, priority)
+        if target is not None:
+            log.error("a class of jobs was gone from Redis: learnt again", job_class=job_class, target=target.key())
+            self._classes[job_class] = self._relearnt[job_class] = target
+        return target
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
         if left:

@@ -22,6 +22,7 @@ job:<id>          string  a record: header, spec, result (see jobschedd/job.py) 
 operation:<c>     string  last submit of client c and its answer, for a lost reply      1 hour
 once:<key>        string  id of the job submitted under this idempotency key            as its key_scope says
 classes           hash    class text -> number (see job.Target)                         for ever
+next-class        string  counter of those numbers                                      for ever
 pending           set     ``<class>:<priority>`` of the lists that are not empty         while not empty
 pending:<c>:<p>   list    ids that wait for room; may hold ids of jobs gone elsewhere    while not empty
 scheduled         zset    id by due time                                                while not empty
@@ -100,6 +101,7 @@ class Keys:
         self.next_id = self.base + "next-id"
         self.next_client = self.base + "next-client"
         self.classes = self.base + "classes"
+        self.next_class = self.base + "next-class"
         self.pending = self.base + "pending"
         self.scheduled = self.base + "scheduled"
         self.expiring = self.base + "expiring"

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import redis
 
-from jobschedd.job import Target
+from jobschedd.errors import ProtocolError
+from jobschedd.job import Target, decode_record, decode_spec
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 
@@ -41,6 +42,8 @@ class Drain(msgspec.Struct, frozen=True):
     heard: bool = False  # by a leader: nothing new goes there any more
 
 
+#: Jobs of a class that are asked for what their class is.
+_LOOK_AT = 20
 LEFT = b"left"
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
 UNREADABLE = ChannelInfo(node="", channel="")
@@ -71,6 +74,17 @@ class Survey:
         with translated():
             known: Any = self._client.hgetall(self._keys.classes)
         return {int(number): Target.from_key(text.decode()) for text, number in known.items()}
+
+    def relearn_class(self, job_class: int, priority: int) -> Target | None:
+        """What a job in the list of this class asks for; the table of classes has it again. None: nobody knows."""
+        with translated():
+            waiting: Any = self._client.lrange(self._keys.pending_list(job_class, priority), 0, _LOOK_AT - 1)
+            for data in self.records([job.decode() for job in waiting]):
+                target = _target_of(data, job_class)
+                if target is not None:
+                    self._client.hsetnx(self._keys.classes, target.key(), str(job_class))
+                    return target
+        return None
 
     def channels(self) -> dict[str, ChannelInfo | None]:
         """Incarnation -> what it said of itself; None for one that left."""
@@ -113,6 +127,15 @@ def _drain(text: bytes) -> Drain:
         return _drain_decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Drain(heard=True)
+def _target_of(data: bytes | None, job_class: int) -> Target | None:
+    try:
+        record = decode_record(data or b"")
+        spec = decode_spec(record.spec)
+    except ProtocolError:
+        return None
+    if record.header.job_class != job_class:
+        return None
+    return Target(channel=spec.channel, node=spec.node, labels=tuple(spec.labels))
 
 
 def read_channel(text: bytes | None) -> ChannelInfo | None:

@@ -8,18 +8,23 @@ local function refusal()
     return redis.error_reply('DATALOST Redis has lost data of this namespace (' .. (call('HGET', loss, 'what') or '?')
       .. '): nothing is accepted until an operator decides; see jobsched doctor')
   end
+  -- The counter alone was lost: counting anew would give ids that jobs have. The leader puts it right within a second.
+  if call('EXISTS', BASE .. 'next-id') == 0 and call('EXISTS', BASE .. 'classes') == 1 then
+    return redis.error_reply('TRYAGAIN the counter of job ids is gone; the leading master sets it right')
+  end
   local full = call('GET', BASE .. 'full')
   if full then return redis.error_reply('QUEUEFULL queue full: ' .. full .. '; try again when jobs have ended') end
 end
 
+-- Pending lists are named by these numbers: none is given twice, even where the table of classes was lost.
 local function class_number(text)
-  local classes = BASE .. 'classes'
+  local classes, counter = BASE .. 'classes', BASE .. 'next-class'
   local number = call('HGET', classes, text)
-  if not number then
-    number = call('HLEN', classes) + 1
-    call('HSET', classes, text, number)
-  end
-  return tonumber(number)
+  if number then return tonumber(number) end
+  local last = math.max(tonumber(call('GET', counter) or '0'), call('HLEN', classes))
+  call('SET', counter, last + 1)
+  call('HSET', classes, text, last + 1)
+  return last + 1
 end
 
 -- The id of the job under this idempotency key, while it has a record.
