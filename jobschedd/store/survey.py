@@ -127,6 +127,8 @@ def _drain(text: bytes) -> Drain:
         return _drain_decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Drain(heard=True)
+
+
 def _target_of(data: bytes | None, job_class: int) -> Target | None:
     try:
         record = decode_record(data or b"")
