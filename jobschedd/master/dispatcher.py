@@ -15,6 +15,7 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.auditor import Auditor
 from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
@@ -49,6 +50,8 @@ STANDBY_POLL = 0.25
 LOSS_POLL = 0.5
 REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
+#: A walk over all records begins so often, in leases of a channel.
+AUDIT_EVERY = 2
 
 
 @dataclass
@@ -117,11 +120,17 @@ class Dispatcher:
         self._due_at = 0.0  # boot time at which something scheduled is due
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
+        self._server_ahead: float | None = None  # the server's clock before ours, at the last look
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
+        every = AUDIT_EVERY * lease
+        self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
+        self._auditing = Cadence(every, self._audit)
         self._cadences = [
+            self._auditing,
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
             Cadence(reap_scan, self._keep_deadlines),
+            Cadence(reap_scan, self._recover_gone),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(RECHECK_EVERY, self._recheck_waiting),
@@ -224,6 +233,7 @@ class Dispatcher:
         self._read_schedules_again()
         self._surveyed = False
         self._trusted_since = None
+        self._auditor.forget()
 
     def _note_answer(self) -> None:
         """Trust in silence of others needs our own answers without a gap: a stalled Redis lets leases end unrenewed."""
@@ -462,7 +472,23 @@ class Dispatcher:
             self._see_leases(*self._moves.reap(self._leadership.fence, list(self._channels)))
             self._open_and_close()
 
+    def _audit(self) -> None:
+        self._auditing.due = self._clock.boottime() + self._auditor.look(self._leadership.fence)
+
+    def _recover_gone(self) -> None:
+        self._auditor.recover(self._leadership.fence)
+
+    def _note_server_clock(self, now_ms: int) -> None:
+        """A clock of Redis that is set forward ends all leases at once, though everybody has renewed them."""
+        now = self._clock.boottime()
+        ahead = now_ms / 1000 - now
+        if self._server_ahead is not None and ahead - self._server_ahead > self._lease / 3:
+            log.warning("the clock of Redis was set forward", seconds=round(ahead - self._server_ahead, 1))
+            self._trusted_since = now
+        self._server_ahead = ahead
+
     def _see_leases(self, now_ms: int, leases: dict[str, LeaseState]) -> None:
+        self._note_server_clock(now_ms)
         for incarnation, lease in leases.items():
             view = self._channels[incarnation]
             if lease.missing_since and view.window >= 0:

@@ -218,7 +218,7 @@ end
 local function class_number(text)
   local number = call('HGET', BASE .. 'classes', text)
   if not number then
-    local last = tonumber(call('GET', BASE .. 'next-class') or call('HLEN', BASE .. 'classes'))
+    local last = math.max(tonumber(call('GET', BASE .. 'next-class') or '0'), call('HLEN', BASE .. 'classes'))
     number = string.format('%.0f', last + 1)
     call('SET', BASE .. 'next-class', number)
     call('HSET', BASE .. 'classes', text, number)
