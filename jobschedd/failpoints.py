@@ -39,6 +39,8 @@ FAILPOINTS = (
     "dispatcher.unblock.before",
     "dispatcher.unblock.after",
     "dispatcher.cancel.before",
+    "dispatcher.audit.after",
+    "dispatcher.recover.after",
     "publisher.publish.before",
     "publisher.publish.after",
     "collector.begin.after",

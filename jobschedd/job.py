@@ -162,6 +162,10 @@ TRANSITIONS: Final = frozenset(
         ("settle", State.WAITING, State.DONE),
         ("settle", State.DISPATCHED, State.DONE),
         ("settle", State.RUNNING, State.DONE),
+        ("recover", State.DISPATCHED, State.PENDING),  # its order, or the report on it, is gone from Redis
+        ("recover", State.RUNNING, State.PENDING),
+        ("recover", State.DISPATCHED, State.DONE),
+        ("recover", State.RUNNING, State.DONE),
     }
 )
 

@@ -15,6 +15,7 @@ from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
+from jobschedd.master.auditor import Auditor
 from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
@@ -49,6 +50,8 @@ STANDBY_POLL = 0.25
 LOSS_POLL = 0.5
 REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
+#: A walk over all records begins so often, in leases of a channel.
+AUDIT_EVERY = 2
 
 
 @dataclass
@@ -118,10 +121,15 @@ class Dispatcher:
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
+        every = AUDIT_EVERY * lease
+        self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
+        self._auditing = Cadence(every, self._audit)
         self._cadences = [
+            self._auditing,
             Cadence(reap_scan, self._reap),
             Cadence(reap_scan, self._repeat_hints),
             Cadence(reap_scan, self._keep_deadlines),
+            Cadence(reap_scan, self._recover_gone),
             Cadence(reap_scan, self._take_in_announcements),
             Cadence(SURVEY_EVERY, self._look_at_everything),
             Cadence(RECHECK_EVERY, self._recheck_waiting),
@@ -224,6 +232,7 @@ class Dispatcher:
         self._read_schedules_again()
         self._surveyed = False
         self._trusted_since = None
+        self._auditor.forget()
 
     def _note_answer(self) -> None:
         """Trust in silence of others needs our own answers without a gap: a stalled Redis lets leases end unrenewed."""
@@ -461,6 +470,12 @@ class Dispatcher:
         if self._channels:
             self._see_leases(*self._moves.reap(self._leadership.fence, list(self._channels)))
             self._open_and_close()
+
+    def _audit(self) -> None:
+        self._auditing.due = self._clock.boottime() + self._auditor.look(self._leadership.fence)
+
+    def _recover_gone(self) -> None:
+        self._auditor.recover(self._leadership.fence)
 
     def _see_leases(self, now_ms: int, leases: dict[str, LeaseState]) -> None:
         for incarnation, lease in leases.items():

@@ -17,10 +17,13 @@ import redis
 from jobschedd.errors import DataLost, ProtocolError
 from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode, task_of
 from jobschedd.limits import Limits, Terms, terms_of
+from jobschedd.logs import get_logger
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
 from jobschedd.store.survey import read_channel
+
+log = get_logger(__name__)
 
 #: Announcements that one call takes in.
 ANNOUNCEMENTS_PER_CALL = 200
@@ -102,7 +105,9 @@ class Marks:
         if len(answer) == 1:
             what = _text(answer[0] or b"?")
             raise DataLost(STORIES.get(what, f"Redis has lost data ({what})"))
-        _, identity, mark, epoch, next_id, leads = answer
+        _, identity, mark, epoch, next_id, leads, mended = answer
+        if mended:
+            log.error("the counter of job ids was gone, or had gone back: it goes on with a gap", next_id=int(next_id))
         same = _text(identity) == known.identity
         return Known(
             identity=_text(identity),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -119,6 +119,31 @@ class Unblocked:
     unblocked: int
     skipped: int
     left: int  # ends whose dependents wait to be told
+class GoneOrder(NamedTuple):
+    """A dispatched job whose entry is in no stream: lost, or its report waits to be collected."""
+
+    job: str
+    attempt: int
+    entry: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One slice of a walk over all records. ``cursor``: where to go on, "0" after the last."""
+
+    cursor: str
+    now_ms: int
+    repaired: int
+    gone: tuple[GoneOrder, ...]
+
+
+class Recovered(IntEnum):
+    """What became of a job whose order seemed gone."""
+
+    FINE = 0
+    WAIT = 1
+    TOLD = 2
+    TAKEN = 3
 
 
 class Verb:
@@ -388,6 +413,19 @@ class Moves:
         """(looked at, mended): waiting jobs whose reason is gone. ``most`` conditions, those seen longest ago first."""
         looked, mended = self._call("recheck", fence, most)
         return looked, mended
+    def audit(self, fence: str, cursor: str, keys: int) -> Audit:
+        """Look at about ``keys`` keys and put back what is missing of what their records say."""
+        cursor, now, repaired, *gone = self._call("audit", fence, cursor, keys)
+        orders = zip(gone[::3], gone[1::3], gone[2::3], strict=True)
+        found = tuple(GoneOrder(_text(job), int(attempt), _text(entry)) for job, attempt, entry in orders)
+        return Audit(_text(cursor), int(now), int(repaired), found)
+
+    def recover(self, fence: str, gone: Sequence[tuple[GoneOrder, int, bool]], keep_ms: int) -> list[Recovered]:
+        """(order, when it was first seen to be gone (ms), whether its channel was told): take it back, if it is."""
+        arguments: list[Any] = [fence, keep_ms]
+        for order, seen_ms, told in gone:
+            arguments += [*order, seen_ms, "take" if told else "stop"]
+        return [Recovered(answer) for answer in self._call("recover", *arguments)]
 
     def repeat_hints(self, fence: str, most: int) -> tuple[int, list[str]]:
         """Tell channels again of open requests to cancel; (how many there are, tasks of arrays to be cancelled)."""

@@ -120,6 +120,17 @@ def _many_classes(scene: Scene) -> None:
         client.rpush(keys.bell, "a")
 
 
+def _lose_reports(scene: Scene) -> None:
+    """What was reported, and is not collected yet, is deleted: those jobs run again."""
+    keys = Keys(scene.cluster.namespace)
+    scene.under_way()
+    with scene.redis.client() as admin:
+        scene.master.pause("collector")
+        wait_until(lambda: admin.xlen(keys.results) > 3, 10, "reports wait", every=0.001)
+        admin.delete(keys.results)
+        scene.master.resume("collector")
+
+
 @dataclass(frozen=True)
 class Case:
     """Where a point is, and what it takes to pass it ``nth`` times in mid-load."""
@@ -158,6 +169,8 @@ CASES = {
     "dispatcher.unblock.before": Case("master", 2),
     "dispatcher.unblock.after": Case("master", 2),
     "dispatcher.cancel.before": Case("master", 1, _cancel_an_array),
+    "dispatcher.audit.after": Case("master", 1),
+    "dispatcher.recover.after": Case("master", 1, _lose_reports),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),

@@ -8,6 +8,10 @@ local function refusal()
     return redis.error_reply('DATALOST Redis has lost data of this namespace (' .. (call('HGET', loss, 'what') or '?')
       .. '): nothing is accepted until an operator decides; see jobsched doctor')
   end
+  -- The counter alone was lost: counting anew would give ids that jobs have. The leader puts it right within a second.
+  if call('EXISTS', BASE .. 'next-id') == 0 and call('EXISTS', BASE .. 'classes') == 1 then
+    return redis.error_reply('TRYAGAIN the counter of job ids is gone; the leading master sets it right')
+  end
   local full = call('GET', BASE .. 'full')
   if full then return redis.error_reply('QUEUEFULL queue full: ' .. full .. '; try again when jobs have ended') end
 end

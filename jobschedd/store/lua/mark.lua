@@ -3,7 +3,8 @@
 -- KEYS: leader identity mark epoch next_id loss abandoned
 -- ARGV: base, instance, node, identity known ('': none), mark known, epoch known, highest id known, mark when it last
 --       led, an identity for a store that never had one
--- returns: {'ok', identity, mark, epoch, highest id, 1 when it leads} or {what happened}: then nobody leads
+-- returns: {'ok', identity, mark, epoch, highest id, 1 when it leads, 1 when the counter of ids was mended} or {what happened}: then nobody leads
+local ID_MARGIN = 100000
 local identity, mark = call('GET', KEY.identity), tonumber(call('GET', KEY.mark) or '0')
 local known, known_mark = ARGV[4], tonumber(ARGV[5])
 local leads = string.match(call('GET', KEY.leader) or '', '^(.*):%d+$') == ARGV[2]
@@ -43,5 +44,13 @@ if not identity then
   identity = ARGV[9]
   call('SET', KEY.identity, identity)
 end
-if leads or mark == 0 then mark = call('INCR', KEY.mark) end
-return {'ok', identity, mark, tonumber(call('GET', KEY.epoch) or '0'), tonumber(call('GET', KEY.next_id) or '0'), leads and 1 or 0}
+local is_new = mark == 0
+if leads or is_new then mark = call('INCR', KEY.mark) end
+-- The counter of ids alone was lost: it goes on above whatever was given since a master last looked.
+local next_id, mended = tonumber(call('GET', KEY.next_id) or '-1'), 0
+if next_id < tonumber(ARGV[7]) or next_id < 0 then
+  if not is_new then mended = 1 end
+  next_id = tonumber(ARGV[7]) + mended * ID_MARGIN
+  call('SET', KEY.next_id, string.format('%.0f', next_id))
+end
+return {'ok', identity, mark, tonumber(call('GET', KEY.epoch) or '0'), next_id, leads and 1 or 0, mended}
