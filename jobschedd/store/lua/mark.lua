@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Is this the store that a master knows? Its identity, and a mark that the leader moves on and that never goes back.
--- KEYS: leader identity mark epoch next_id loss abandoned
+-- KEYS: leader identity mark epoch next_id classes loss abandoned
 -- ARGV: base, instance, node, identity known ('': none), mark known, epoch known, highest id known, mark when it last
 --       led, an identity for a store that never had one
 -- returns: {'ok', identity, mark, epoch, highest id, 1 when it leads, 1 when the counter of ids was mended} or {what happened}: then nobody leads
@@ -44,13 +44,11 @@ if not identity then
   identity = ARGV[9]
   call('SET', KEY.identity, identity)
 end
-local is_new = mark == 0
-if leads or is_new then mark = call('INCR', KEY.mark) end
+if leads or mark == 0 then mark = call('INCR', KEY.mark) end
 -- The counter of ids alone was lost: it goes on above whatever was given since a master last looked.
-local next_id, mended = tonumber(call('GET', KEY.next_id) or '-1'), 0
-if next_id < tonumber(ARGV[7]) or next_id < 0 then
-  if not is_new then mended = 1 end
-  next_id = tonumber(ARGV[7]) + mended * ID_MARGIN
+local next_id, highest, mended = tonumber(call('GET', KEY.next_id) or '-1'), tonumber(ARGV[7]), 0
+if next_id < highest or (next_id < 0 and call('EXISTS', KEY.classes) == 1) then
+  next_id, mended = highest + ID_MARGIN, 1
   call('SET', KEY.next_id, string.format('%.0f', next_id))
 end
-return {'ok', identity, mark, tonumber(call('GET', KEY.epoch) or '0'), next_id, leads and 1 or 0, mended}
+return {'ok', identity, mark, tonumber(call('GET', KEY.epoch) or '0'), math.max(next_id, 0), leads and 1 or 0, mended}
