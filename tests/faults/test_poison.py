@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from faults.scene import of_account, tallied
 from ledger import SUCCESS, judge
 from redis_server import wait_until
 
@@ -49,8 +50,13 @@ def test_poison_beside_innocents(cluster, ledger, redis_server, kind, most):
         wait_until(lambda: len(ledger.events()[0]) >= 4, 10, f"four run side by side\n{cluster.logs()}")
         guilty += ledger.submit(client, [poison(ledger, kind, max_crashes=most)])
         ledger.submit(client, [make(seconds=0.05) for _ in range(36)])
-    with redis_server.client() as client:
+    with tallied("poison", f"{kind}, max_crashes {most}") as figures, redis_server.client() as client:
         account = judge(cluster, ledger, client, within=40, expected=SUCCESS | POISON)
+        figures |= of_account(account)
+        _assert_only_the_guilty(account, guilty, most)
+
+
+def _assert_only_the_guilty(account, guilty, most):
     poisoned = {end.job for end in account.ends if end.cause == "poison"}
     assert poisoned == {job.id for job in guilty}, "the culprits, and nobody else"
     starts = Counter(event.job for event in account.events if event.kind == "start")
