@@ -120,6 +120,7 @@ class Dispatcher:
         self._due_at = 0.0  # boot time at which something scheduled is due
         self._answered = 0.0  # boot time of Redis' last answer
         self._trusted_since: float | None = None
+        self._server_ahead: float | None = None  # the server's clock before ours, at the last look
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
         every = AUDIT_EVERY * lease
         self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
@@ -477,7 +478,17 @@ class Dispatcher:
     def _recover_gone(self) -> None:
         self._auditor.recover(self._leadership.fence)
 
+    def _note_server_clock(self, now_ms: int) -> None:
+        """A clock of Redis that is set forward ends all leases at once, though everybody has renewed them."""
+        now = self._clock.boottime()
+        ahead = now_ms / 1000 - now
+        if self._server_ahead is not None and ahead - self._server_ahead > self._lease / 3:
+            log.warning("the clock of Redis was set forward", seconds=round(ahead - self._server_ahead, 1))
+            self._trusted_since = now
+        self._server_ahead = ahead
+
     def _see_leases(self, now_ms: int, leases: dict[str, LeaseState]) -> None:
+        self._note_server_clock(now_ms)
         for incarnation, lease in leases.items():
             view = self._channels[incarnation]
             if lease.missing_since and view.window >= 0:
