@@ -118,3 +118,20 @@ def test_longer_than_the_lease(cable, cluster, ledger, far_slave, overlap):
         cable.plug()
         account = judge(cluster, ledger, admin, within=30)
     assert [end.attempt for end in account.ends] == [2]
+
+
+@pytest.mark.faults
+def test_heals_as_the_lease_ends(cable, cluster, ledger, far_slave):
+    """Around the very moment, again and again: whoever wins, there is no overlap, and one accepted end."""
+    server = far_slave({})
+    cluster.start("slave", node="near", channels=1)
+    with cluster.client() as client, server.client() as admin:
+        for turn in range(12):
+            ledger.submit(client, [ledger.item(seconds=1.2, overlap="forbid") for _ in range(2)])
+            before = _started(ledger)
+            wait_until(lambda: _started(ledger) > before, 20, f"one has begun\n{cluster.logs()}")  # noqa: B023
+            cable.pull()
+            until = time.monotonic() + 1.5 + (turn - 6) * 0.05
+            wait_until(lambda: time.monotonic() > until, 3, "about a lease", every=0.005)  # noqa: B023
+            cable.plug()
+        judge(cluster, ledger, admin, within=60)
