@@ -141,12 +141,16 @@ def _drained(batches: queue.SimpleQueue[Batch]) -> Iterator[Batch]:
 
 def _cases(lines: Sequence[Line]) -> Iterator[Batch]:
     sys.path.append(str(ROOT / "tests"))
-    from faults.test_matrix import CASES, MATRIX
+    from faults.test_matrix import CASES, MATRIX, TESTED_AS
 
     done = {(line["point"], line["fault"]) for line in lines if line["kind"] == "matrix"}
-    names = {True: "test_a_submitter_broken_in_its_call", False: "test_broken_between_two_effects"}
+    names = {
+        "client": "test_a_submitter_broken_in_its_call",
+        "rebuild": "test_a_rebuild_broken_between_two_steps",
+        "daemon": "test_broken_between_two_effects",
+    }
     missing = [
-        f"{FAULTS}/test_matrix.py::{names[CASES[point].who == 'client']}[{point}-{fault}]"
+        f"{FAULTS}/test_matrix.py::{names[TESTED_AS.get(CASES[point].who, 'daemon')]}[{point}-{fault}]"
         for point, fault in MATRIX
         if (point, fault) not in done
     ]

@@ -11,6 +11,7 @@ import msgspec
 
 from jobschedd.clock import Clock
 from jobschedd.errors import DataLost
+from jobschedd.failpoints import failpoint
 from jobschedd.job import Outcome, State
 from jobschedd.logs import get_logger
 from jobschedd.master.history import History
@@ -84,6 +85,7 @@ class Guard:
         self._known = file.read()
         self._due = 0.0
         self._told = ""
+        self._resumed = False
         self._rebuilding = False
         self._rebuilding_until = 0.0
         self._settled: int | None = None
@@ -106,6 +108,8 @@ class Guard:
         self._due = now + LOOK_EVERY
         self._told = ""
         self._remember(known)
+        if not self._resumed:
+            self._resume()
 
     def doubt(self) -> None:
         """The connection broke, or an answer was strange: look again before anything else."""
@@ -134,6 +138,14 @@ class Guard:
                 log.error("cannot keep what we know of Redis on disk", file=self._file.path, error=error)
             self._written = False
 
+    def _resume(self) -> None:
+        """A dispatcher before us may have died in the middle of a rebuild that is ours: all is well but for that."""
+        loss = self._marks.loss()
+        if loss is not None and loss.rebuilding:
+            log.notice("going on with a rebuild")
+            self._rebuilding, self._settled, self._restored = True, None, 0
+        self._resumed = True
+
     # -- the way back -----------------------------------------------------------------------------------------
 
     def attend(self) -> None:
@@ -144,6 +156,7 @@ class Guard:
         highest = max(loss.next_id, self._known.next_id, self._highest_id()) + ID_MARGIN
         if not self._marks.begin(self._instance, loss.order, secrets.token_hex(8), highest):
             return
+        failpoint("guard.begin.after")
         log.notice("beginning anew after data were lost", what=loss.what, order=loss.order)
         if loss.order == REBUILD:
             self._rebuilding, self._settled, self._restored = True, None, 0
@@ -157,13 +170,18 @@ class Guard:
         """One step of it, as the leader; what to tell the supervisor."""
         if self._settled is None:
             self._settled = self._settle(fence)
+            failpoint("guard.settle.after")
             # Not earlier: a channel would read again what it has ended since that copy was made.
             self._marks.admit_channels()
+            failpoint("guard.admit.after")
             self._rebuilding_until = self._clock.boottime() + SETTLE
         _, restored = self._marks.take_in(fence)
         self._restored += restored
+        if restored:
+            failpoint("guard.restore.after")
         if self._clock.boottime() >= self._rebuilding_until:
             self._marks.finish({"restored": self._restored, "settled": self._settled, "at": self._clock.now()})
+            failpoint("guard.finish.after")
             log.notice("rebuilt", restored=self._restored, settled=self._settled)
             self._rebuilding = False
         return f"rebuilding: {self._restored} jobs restored, {self._settled} known to have ended"

@@ -119,6 +119,8 @@ class Unblocked:
     unblocked: int
     skipped: int
     left: int  # ends whose dependents wait to be told
+
+
 class GoneOrder(NamedTuple):
     """A dispatched job whose entry is in no stream: lost, or its report waits to be collected."""
 
@@ -413,6 +415,7 @@ class Moves:
         """(looked at, mended): waiting jobs whose reason is gone. ``most`` conditions, those seen longest ago first."""
         looked, mended = self._call("recheck", fence, most)
         return looked, mended
+
     def audit(self, fence: str, cursor: str, keys: int) -> Audit:
         """Look at about ``keys`` keys and put back what is missing of what their records say."""
         cursor, now, repaired, *gone = self._call("audit", fence, cursor, keys)

@@ -58,8 +58,9 @@ def test_the_table_is_read():
 
 
 def _load(cluster: Any, ledger: Any, client: Any) -> None:
-    """Jobs in every state: two run, others wait for room, for their time, and for a channel that does not exist."""
-    ledger.submit(client, [ledger.item(seconds=1.5, channel=name) for name in ("1", "2")])
+    """Jobs in every state: two run, others wait for these, for room, and for their time."""
+    first = ledger.submit(client, [ledger.item(seconds=1.5, channel=name) for name in ("1", "2")])
+    ledger.submit(client, [ledger.item(after=[job.id]) for job in first])
     wait_until(lambda: len(ledger.events()[0]) == 2, 15, f"two run\n{cluster.logs()}")
     ledger.submit(client, [ledger.item(seconds=0.05) for _ in range(6)])
     ledger.submit(client, [ledger.item(priority=50, channel="2") for _ in range(3)])

@@ -135,7 +135,7 @@ def _lose_reports(scene: Scene) -> None:
 class Case:
     """Where a point is, and what it takes to pass it ``nth`` times in mid-load."""
 
-    who: str  # master, slave, client
+    who: str  # master, slave, client; rebuild: a master while it brings lost data back
     nth: int = 3
     trouble: Callable[[Scene], None] = _nothing
     pubsub: bool = False
@@ -171,6 +171,11 @@ CASES = {
     "dispatcher.cancel.before": Case("master", 1, _cancel_an_array),
     "dispatcher.audit.after": Case("master", 1),
     "dispatcher.recover.after": Case("master", 1, _lose_reports),
+    "guard.begin.after": Case("rebuild", 1),
+    "guard.settle.after": Case("rebuild", 1),
+    "guard.admit.after": Case("rebuild", 1),
+    "guard.restore.after": Case("rebuild", 1),
+    "guard.finish.after": Case("rebuild", 1),
     "publisher.publish.before": Case("master", pubsub=True),
     "publisher.publish.after": Case("master", pubsub=True),
     "collector.begin.after": Case("master", 1),
@@ -229,11 +234,15 @@ def test_every_failpoint_has_a_case():
     assert sorted(CASES) == sorted(FAILPOINTS), "the matrix needs to know how each point is passed"
 
 
+#: Who -> the test that breaks it; all others are daemons under a load.
+TESTED_AS = {"client": "client", "rebuild": "rebuild"}
+
+
 def _params(who: str) -> list[object]:
     return [
         pytest.param(point, fault, marks=[] if (point, fault) in SAMPLED else pytest.mark.faults)
         for point, fault in MATRIX
-        if point in CASES and (CASES[point].who == "client") == (who == "client")
+        if point in CASES and TESTED_AS.get(CASES[point].who, "daemon") == who
     ]
 
 
@@ -333,4 +342,30 @@ def test_a_submitter_broken_in_its_call(cluster, ledger, redis_server, point, fa
         account = scene.verdict()
         ran = {told.tag for told in ledger.told[:5]} & {event.tag for event in account.events}
         assert len(ran) == (0 if nothing else 5)
+        figures |= of_account(account)
+
+
+@pytest.mark.parametrize(("point", "fault"), _params("rebuild"))
+def test_a_rebuild_broken_between_two_steps(cluster, ledger, redis_server, point, fault):
+    """Emptied under two running jobs; the master that brings them back breaks. They come back, and new ones run."""
+    marker = marker_of(cluster.directory)
+    with tallied("matrix", fault, point=point, seed=SEED) as figures, cluster.client() as client:
+        cluster.start("master", environment={"JOBSCHED_FAILPOINTS": f"{point}:{fault}:1:{marker}"})
+        cluster.start("slave", channels=2)
+        scene = Scene(cluster, ledger, redis_server)
+        keys = Keys(cluster.namespace)
+        with scene.client, redis_server.client() as admin:
+            ledger.submit(client, [ledger.item(seconds=12) for _ in range(2)])
+            wait_until(lambda: scene.started() == 2, 20, f"both run\n{cluster.logs()}")
+            wait_until(lambda: admin.exists(keys.identity) and admin.exists(keys.leader), 5, "somebody leads")
+            admin.flushall()
+            wait_until(lambda: admin.exists(keys.loss), 5, f"it is noticed\n{cluster.logs()}")
+            admin.hset(keys.loss, "order", "rebuild")
+            scene.keep_up_until(marker.exists, 20, f"void: {point} was never passed")
+            if fault == "stop":
+                _outlast_the_lease(scene)
+            scene.keep_up_until(lambda: not admin.exists(keys.loss), 30, "the rebuild is over")
+            ledger.submit(client, [ledger.item() for _ in range(3)])
+            account = scene.verdict(within=40)
+        assert {event.attempt for event in account.events} == {1}, "what ran all the time runs on"
         figures |= of_account(account)

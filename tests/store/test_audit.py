@@ -114,6 +114,20 @@ class TestTimes:
         assert audit(driver)[0] == 1
         assert driver.client.smembers(driver.keys.cancelling) == {job.encode()}
 
+    def test_waiting(self, driver):
+        (first,) = driver.submit()
+        (job,) = driver.submit(after=[first])
+        assert driver.state(job) is State.WAITING
+        driver.client.delete(driver.keys.waiting)
+        assert audit(driver)[0] == 1
+        assert driver.client.zrange(driver.keys.waiting, 0, -1) == [job.encode()]
+
+    def test_one_that_is_held_stays_where_it_is(self, driver, channel):
+        (job,) = driver.submit(hold=True)
+        driver.dispatch(channel, 5)
+        assert driver.pending() == [] and driver.state(job) is State.PENDING
+        assert audit(driver) == (0, [])
+
 
 class TestOrders:
     def test_the_stream_is_gone(self, driver, channel):
