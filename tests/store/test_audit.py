@@ -245,3 +245,28 @@ def test_started_news_alone_explain_nothing(driver, channel):
     driver.client.delete(driver.keys.results)
     assert recover(driver, gone) == [Recovered.TAKEN] * 2
     assert {driver.state(job), driver.state(other)} == {State.PENDING}
+
+
+class TestArrays:
+    @pytest.mark.parametrize("limit", [0, 2])
+    def test_on_their_way_nothing_is_missing(self, driver, limit):
+        text = "1-6" + (f"%{limit}" if limit else "")
+        (array,) = driver.submit(array=text, expires="1h")
+        channel = driver.channel(window=4)
+        assert audit(driver) == (0, [])
+        driver.dispatch(channel, 4)
+        assert len(channel.jobs()) == (limit or 4)
+        assert audit(driver) == (0, [])
+        driver.end(channel.jobs()[0])
+        channel.report(channel.jobs()[0])
+        driver.bring_back(channel.jobs()[0])
+        assert audit(driver)[0] == 0
+        assert driver.state(array) is State.RUNNING
+
+    def test_the_marker_is_gone_with_its_list(self, driver):
+        (array,) = driver.submit(array="1-6")
+        channel = driver.channel(window=2)
+        driver.dispatch(channel, 2)
+        driver.client.delete(driver.keys.pending_list(1, 0))
+        assert audit(driver)[0] == 1
+        assert driver.pending() == [array]
