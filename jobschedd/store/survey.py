@@ -163,6 +163,8 @@ def _drain(text: bytes) -> Drain:
         return _drain_decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Drain(heard=True)
+
+
 def read_channel(text: bytes | None) -> ChannelInfo | None:
     """None for a channel that left; UNREADABLE for what is no channel's description."""
     if text is None or text == LEFT:
