@@ -63,7 +63,7 @@ schedules         hash    name of a schedule -> what it is (JSON, see schedule.p
 schedule:<name>   hash    revision, origin, cursor (the time it has come to), paused,   until removed
                           waiting times, last job, counters
 fires:<name>      list    its last 50 fires (JSON), the newest first                    until removed
-masters           hash    node of a master -> what it is configured with (JSON)         1 day unless renewed
+configurations    hash    node of a master -> what it is configured with (JSON)         1 day unless renewed
 inbox:<n>         list    ids of ended jobs that client n waits for                     10 minutes
 waiters:<id>      set     further clients that wait for one job                         1 day
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
@@ -128,7 +128,7 @@ class Keys:
         self.known = self.base + "known"
         self.owners = self.base + "owners"
         self.schedules = self.base + "schedules"
-        self.masters = self.base + "masters"
+        self.configurations = self.base + "configurations"
         self.results = self.base + "results"
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"

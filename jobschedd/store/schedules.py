@@ -139,7 +139,7 @@ class Schedules:
     def masters(self) -> list[Master]:
         """Every master that was there within a day."""
         with translated():
-            said = self._client.hgetall(self._keys.masters)
+            said = self._client.hgetall(self._keys.configurations)
         found = []
         for name, text in said.items():
             outer = _read(text, _Said)

@@ -280,3 +280,17 @@ class TestArrays:
         driver.client.delete(driver.keys.pending_list(1, 0))
         assert audit(driver)[0] == 1
         assert driver.pending() == [array]
+
+
+def test_the_counter_of_ids(driver):
+    """A namespace that never had a job has lost nothing; one that had goes on above what it gave."""
+    from jobschedd.store.marks import Known, Marks
+
+    marks = Marks(driver.client, driver.keys)
+    known = marks.check("m1", "n", Known(), "a" * 16)
+    assert known.next_id == 0
+    assert driver.submit() == ["1"]
+    driver.client.delete(driver.keys.next_id)
+    known = marks.check("m1", "n", known, "")
+    assert known.next_id >= 100_000
+    assert driver.submit() == [str(known.next_id + 1)]

@@ -339,14 +339,14 @@ class TestMasters:
     def test_what_others_wrote_there_is_passed_over(self, driver, fires):
         fires.store.present("m1", [])
         for said in ("?", "{}", '{"at":"x"}', '{"at":1e15,"says":"["}'):
-            driver.client.hset(driver.keys.masters, f"odd{said}", said)
+            driver.client.hset(driver.keys.configurations, f"odd{said}", said)
         driver.client.lpush(driver.keys.fires("s"), "?", "\xff")
         assert [master.name for master in fires.store.masters()] == ["m1"]
         assert fires.store.fires("s") == []
 
     def test_one_that_was_not_heard_of_for_a_day_is_forgotten(self, driver, fires):
-        driver.client.hset(driver.keys.masters, "old", '{"at":1,"says":"{}"}')
-        driver.client.hset(driver.keys.masters, "odd", "?")
+        driver.client.hset(driver.keys.configurations, "old", '{"at":1,"says":"{}"}')
+        driver.client.hset(driver.keys.configurations, "odd", "?")
         fires.store.present("m1", [])
         assert [master.name for master in fires.store.masters()] == ["m1"]
 

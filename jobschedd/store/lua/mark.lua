@@ -47,7 +47,7 @@ end
 if leads or mark == 0 then mark = call('INCR', KEY.mark) end
 -- The counter of ids alone was lost: it goes on above whatever was given since a master last looked.
 local next_id, highest, mended = tonumber(call('GET', KEY.next_id) or '-1'), tonumber(ARGV[7]), 0
-if next_id < highest or (next_id < 0 and call('EXISTS', KEY.classes) == 1) then
+if math.max(next_id, 0) < highest or (next_id < 0 and call('EXISTS', KEY.classes) == 1) then
   next_id, mended = highest + ID_MARGIN, 1
   call('SET', KEY.next_id, string.format('%.0f', next_id))
 end
