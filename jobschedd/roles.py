@@ -416,8 +416,13 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     def knock() -> Knock:
         return Knock(connect(config.connection, f"{config.node}/{name}/knock"))
 
-    home = Home(os.path.join(config.state_dir, config.namespace, config.node), name)
-    return Channel(_channel_settings(config, name), home, open_store, context, knock=knock).run()
+    directory = os.path.join(config.state_dir, config.namespace, config.node)
+    try:
+        home = Home(directory, name)
+        channel = Channel(_channel_settings(config, name), home, open_store, context, knock=knock)
+    except OSError as error:
+        raise JobschedError(f"cannot keep this channel's files in {directory}: {error.strerror}") from error
+    return channel.run()
 
 
 def _channel_settings(config: Config, name: str) -> ChannelSettings:

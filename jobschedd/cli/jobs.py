@@ -114,7 +114,7 @@ def show_command(job_id: str, as_json: bool) -> None:
     matrix = list(_matrix(client.inspect, view)) if view.is_array and view.spec.all_nodes else None
     if as_json:
         said = view.json(place, output=True, reason=reason)
-        print_json(said | ({"places": matrix} if matrix is not None else {}))
+        print_json(said | {"places": matrix})
         return
     for name, value in _details(view, place, reason):
         click.echo(f"{name + ':':<13}{value}")

@@ -12,12 +12,12 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from jobschedd.clock import Clock
-from jobschedd.errors import NotTheLeader, ProtocolError, StoreRefused, StoreUnavailable
+from jobschedd.errors import NotTheLeader, ProtocolError, QueueFull, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import (
     UNCHARGED,
@@ -38,7 +38,7 @@ from jobschedd.job import (
 )
 from jobschedd.logs import get_logger
 from jobschedd.master.deaths import Deaths
-from jobschedd.master.history import History, Row, row
+from jobschedd.master.history import History, Row, row, weight
 from jobschedd.master.retries import Again, End, decide
 from jobschedd.outage import Outage
 from jobschedd.store.moves import Moves, Verb, Verdict
@@ -69,8 +69,7 @@ class Keep:
         return self.succeeded if outcome is Outcome.SUCCEEDED else self.failed
 
 
-@dataclass(frozen=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A report, the entry of the result stream that holds it, and the result in it, where it brings one."""
 
     entry: str
@@ -122,7 +121,7 @@ class Collector:
             except NotTheLeader:
                 log.warning("lost the lead: standing by")
                 self._fence = ""
-            except (StoreUnavailable, StoreRefused) as error:
+            except (StoreUnavailable, StoreRefused, QueueFull) as error:
                 self._fence = ""
                 beat(f"waiting for Redis: {error}")
                 wait(self._outage.failed(error))
@@ -335,7 +334,7 @@ class Collector:
 
     def _keep_row(self, entry: str, made: Row | None) -> None:
         self._unwritten.append((entry, made))
-        self._unwritten_bytes += 0 if made is None else sum(len(part) for part in made if isinstance(part, bytes))
+        self._unwritten_bytes += 0 if made is None else weight(made)
 
     def _write_history(self) -> None:
         if not (self._unwritten or self._read_again) or self._clock.boottime() < self._history_due:

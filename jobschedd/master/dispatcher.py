@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobschedd.clock import Clock
-from jobschedd.errors import DataLost, NotTheLeader, StoreRefused, StoreUnavailable
+from jobschedd.errors import DataLost, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Target
 from jobschedd.logs import get_logger
@@ -157,7 +157,7 @@ class Dispatcher:
                 beat(f"stopped, see jobsched doctor: {error}")
                 self._stand_still()
                 wait(LOSS_POLL)
-            except (StoreUnavailable, StoreRefused) as error:
+            except (StoreUnavailable, StoreRefused, QueueFull) as error:
                 self._forget()
                 self._checked = False
                 beat(f"waiting for Redis: {error}")
@@ -218,7 +218,7 @@ class Dispatcher:
         """What we heard since we lost the lead was meant for our successor."""
         try:
             self._bell.ring_for_everything()
-        except (StoreUnavailable, StoreRefused) as error:
+        except (StoreUnavailable, StoreRefused, QueueFull) as error:
             log.debug("could not ring for the new leader; it looks at everything by itself", error=error)
 
     def _load_functions(self) -> None:
@@ -366,7 +366,7 @@ class Dispatcher:
     def _remember(self, channels: Iterable[ChannelInfo]) -> None:
         """For jobs that are meant for all nodes, those that are away included."""
         new = [info for info in channels if self._remembered.get(info.incarnation) != info.labels]
-        self._moves.remember(new)
+        self._moves.remember(self._leadership.fence, new)
         self._remembered |= {info.incarnation: info.labels for info in new}
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:

@@ -97,6 +97,13 @@ def row(
     )
 
 
+def weight(made: Row) -> int:
+    """About how many bytes a row has: those of its spec and result."""
+    spec, result = made[16:18]
+    assert isinstance(spec, bytes) and isinstance(result, bytes)
+    return len(spec) + len(result)
+
+
 def label_text(labels: Sequence[str]) -> str:
     """How the labels of a job stand in their column: each between commas."""
     return f",{','.join(labels)}," if labels else ""

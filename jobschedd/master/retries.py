@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -29,8 +28,7 @@ from jobschedd.job import (
 MOST_EXCUSED = 8
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """The job is over. ``crashes``: how often its channel died under it, where that has changed."""
 
     outcome: Outcome
@@ -38,8 +36,7 @@ class End:
     crashes: int | None = None
 
 
-@dataclass(frozen=True)
-class Again:
+class Again(NamedTuple):
     """Another attempt in ``delay`` seconds; the budgets become ``tries`` and ``crashes``.
 
     ``job_class``: the class that the job has from now on, as text, where that changes.
@@ -88,7 +85,7 @@ def _elsewhere(decision: End | Again, spec: Spec, report: Report) -> End | Again
         node = decode_result(report.result).node if report.result else report.reason.partition("/")[0]
     except ProtocolError:
         return decision
-    return dataclasses.replace(decision, job_class=replace(Target.of(spec), avoid=node).key()) if node else decision
+    return decision._replace(job_class=replace(Target.of(spec), avoid=node).key()) if node else decision
 
 
 def back_off(spec: Spec, tries: int, jitter: random.Random) -> float:

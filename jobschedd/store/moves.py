@@ -35,6 +35,9 @@ class Verdict(IntEnum):
     UNKNOWN = 4  # of a job that has no record
 
 
+_VERDICTS = {int(verdict): verdict for verdict in Verdict}
+
+
 class CancelAnswer(IntEnum):
     """What became of a request to cancel."""
 
@@ -300,16 +303,19 @@ class Moves:
             removed, _ = pipe.execute()
         return bool(removed)
 
-    def remember(self, channels: Sequence[ChannelInfo]) -> None:
+    def remember(self, fence: str, channels: Sequence[ChannelInfo]) -> None:
         """Keep what is to be known of channels while they are away."""
-        said: dict[Any, Any] = {
-            f"{info.node}/{info.channel}": json.dumps({"labels": list(info.labels), "seen": time.time()})
+        said = [
+            part
             for info in channels
             if info.node
-        }
+            for part in (
+                f"{info.node}/{info.channel}",
+                json.dumps({"labels": list(info.labels), "seen": time.time()}),
+            )
+        ]
         if said:
-            with translated():
-                self.client.hset(self.keys.known, mapping=said)
+            self._call("remember", fence, *said)
 
     def forget(self, names: Sequence[str]) -> None:
         """Nobody is to know of these channels (node/channel) any more; they are expected to be down."""
@@ -365,7 +371,7 @@ class Moves:
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
         """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
         replies = self._call("collect", fence, *arguments)
-        return [(Verdict(reply[0]), reply[1] if len(reply) > 1 else None) for reply in replies]
+        return [(_VERDICTS[reply[0]], reply[1] if len(reply) > 1 else None) for reply in replies]
 
     def requeue(self, fence: str, incarnation: str, missing_since: int, keep_ms: int, most: int) -> Requeued:
         """Take about ``most`` entries from an incarnation without a lease; forget it once it has none left.

@@ -147,9 +147,10 @@ class Survey:
     def identity(self, proposal: str = "") -> str:
         """The namespace's incarnation; where it had none, ``proposal`` from now on."""
         with translated():
-            if proposal:
-                self._client.set(self._keys.identity, proposal, nx=True)
             identity: Any = self._client.get(self._keys.identity)
+            if identity is None and proposal:
+                self._client.set(self._keys.identity, proposal, nx=True)
+                identity = self._client.get(self._keys.identity)
         return "" if identity is None else str(identity.decode())
 
 

@@ -389,7 +389,7 @@ def test_the_json_is_as_documented(fleet: Cluster):
 
     job = ended(fleet, "--", "true")
     assert set(documents(fleet, "show", job)) == described("A job")
-    assert set(documents(fleet, "list", "--limit", "1")[0]) == described("A job") - {"stdout", "stderr"}
+    assert set(documents(fleet, "list", "--limit", "1")[0]) == described("A job") - {"stdout", "stderr", "places"}
     assert set(documents(fleet, "nodes")[0]) == described("A node")
     assert set(documents(fleet, "channels")[0]) == described("A channel")
     wait_until(lambda: documents(fleet, "history", "--job", job), 10, "its attempt is in the history")

@@ -20,6 +20,7 @@ import redis
 from cluster import Cluster
 from jobschedd import Client
 from jobschedd.errors import QueueFull, StoreRefused, StoreUnavailable
+from jobschedd.store.keys import Keys
 from ledger import Ledger, judge, read_ends
 from redis_server import RedisServer, wait_until
 
@@ -117,6 +118,7 @@ class TestFull:
             client.wait(jobs, timeout=10)
             wait_until(lambda: len(read_ends(cluster.history())) == 3, 10, "their ends are kept while Redis is full")
             admin.config_set("maxmemory", 0)
+            wait_until(lambda: not admin.exists(Keys(cluster.namespace).full), 5, "the master sees that there is room")
             _works_again(cluster, ledger, client)
             judge(cluster, ledger, admin, within=20)
         _assert_calm(cluster, 10)

@@ -96,8 +96,9 @@ def test_reset_and_refuse(proxy, through):
 
 def test_large_values_and_many_clients_pass_unharmed(proxy, through, redis_server: RedisServer):
     value = bytes(range(256)) * 40_000
-    through.set("large", value)
-    assert through.get("large") == value
+    with redis.Redis.from_url(proxy.tcp_url, socket_timeout=20) as patient:
+        patient.set("large", value)
+        assert patient.get("large") == value
 
     def count() -> None:
         with redis.Redis.from_url(proxy.url) as client:

@@ -45,6 +45,7 @@ def test_who_it_is():
         "JOBSCHED_ATTEMPT": "3",
         "JOBSCHED_CHANNEL": "gpu",
         "JOBSCHED_NODE": "web-07",
+        "JOBSCHED_ARRAY_ID": "17",
         "JOBSCHED_ARRAY_INDEX": "4",
     }
 

@@ -32,7 +32,7 @@ def fleet(driver: Driver, count: int, away: int = 0, **more: object) -> list[Fak
             go_away(driver, channel)
         channel.store.close()
         channels.append(channel)
-    driver.moves.remember([channel.info for channel in channels])
+    driver.moves.remember(driver.fence, [channel.info for channel in channels])
     return channels
 
 
