@@ -49,9 +49,9 @@ class Budgets:
         finished, output = self._smoothed("finished", sample), self._smoothed("output", sample)
         pending = sample.waiting_bytes + self._smoothed("blocked", sample)
         full = fullness(budgets, pending, used, maxmemory)
-        if full != self._full:
+        if bool(full) != bool(self._full):  # the figures in it change at every look
             log.warning("queue full: submits are refused", why=full) if full else log.notice("queue is open again")
-            self._full = full
+        self._full = full
         usage = Usage(
             at=self._clock.now(),
             pending=pending,
