@@ -373,6 +373,14 @@ class AsyncClient:
         """Run ended jobs once more: (id, when it ended in ms), as ``matching`` gives them."""
         return await self._run(lambda: self._client.retry_many(ends))
 
+    async def set_limit(self, key: str, limit: int | str) -> None:
+        """Have at most ``limit`` jobs of a key at a time (a number), or so many starts within a period (``10/m``)."""
+        await self._run(lambda: self._client.set_limit(key, limit))
+
+    async def remove_limit(self, key: str) -> bool:
+        """Take back what was set for a key; whether anything was."""
+        return await self._run(lambda: self._client.remove_limit(key))
+
     async def explain(self, job: AnyAsyncJob) -> Explanation:
         """Why a job is where it is: a stable ``reason`` code and one ``sentence``."""
         job_id = checked_id(job)
