@@ -53,7 +53,7 @@ LONGEST_BACK_OFF = 2.0
 MOST_UNWRITTEN = 20_000
 MOST_UNWRITTEN_BYTES = 64 << 20
 #: Seconds between two transactions under load; a lone row is written at once.
-HISTORY_PAUSE = 0.02
+HISTORY_PAUSE = 0.1
 HISTORY_RETRY = 5.0
 
 

@@ -63,7 +63,7 @@ LEASE_MARGIN = 2.0
 #: What is unanswered for this long is forced to the disk.
 SYNC_AFTER = 0.1
 #: Seconds that reports may wait for each other while more jobs are about to end, and how many at most.
-GATHER, MOST_GATHERED = 0.02, 200
+GATHER, MOST_GATHERED = 0.04, 200
 #: Bytes of one report call: more would keep the server, and us, busy for too long.
 MOST_BYTES = 4 << 20
 #: Bytes that a report takes beside its result.
@@ -681,8 +681,13 @@ class Channel:
         failpoint("channel.report.sent")
 
     def _may_gather(self) -> bool:
-        """While more is about to end, reports wait a few milliseconds for each other; a lone one goes at once."""
+        """While more is about to end, reports wait a few milliseconds for each other; a lone one goes at once.
+
+        So do those without which the channel would soon have nothing to do: they make room for more.
+        """
         if self._level != RUN or not self._executor.busy or len(self._outgoing) >= MOST_GATHERED:
+            return False
+        if self._executor.orders <= self.settings.slots + self._window.prefetch() // 4:
             return False
         return self._clock.boottime() < self._reported_at + GATHER
 

@@ -125,6 +125,11 @@ class Executor:
     # -- state ------------------------------------------------------------------------------------------------
 
     @property
+    def orders(self) -> int:
+        """How many are held or running."""
+        return len(self._entries)
+
+    @property
     def busy(self) -> bool:
         """Whether anything runs."""
         return bool(self._commands) or any(runner.in_flight for runner in self._runners.values())

@@ -82,7 +82,7 @@ class Master:
             said = self.dispatcher.step(self.waited.append)
         return said
 
-    def collect(self, turns: int = 3, advance: float = 0.05) -> str:
+    def collect(self, turns: int = 3, advance: float = 0.15) -> str:
         """So many turns of the collector; enough time passes for each to write its history."""
         said = ""
         for _ in range(turns):
