@@ -1,8 +1,9 @@
 # Everything runs in .venv, made on first use from any Python >= 3.11: no root, no server, no edit needed.
-# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS adds to pytest's command line.
+# PYTHON=/path/to/python chooses the interpreter, PYTEST_ARGS adds to pytest's command line, WORKERS=N tests run
+# side by side: they wait more than they compute.
 
 BIN := .venv/bin
-WORKERS ?= 4
+WORKERS ?= 3
 export PYTHON
 
 .PHONY: help demo test faults check bench clean venv-demo venv-test
@@ -14,10 +15,10 @@ demo: venv-demo ## embedded server, master and slave: 99 jobs, shown live
 	@$(BIN)/jobsched demo
 
 test: check ## all checks, then the test suite with a sample of the faults
-	$(BIN)/python -m pytest -m "not faults" -n auto --maxprocesses $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not faults" -n $(WORKERS) $(PYTEST_ARGS)
 
 faults: check ## the same with every fault there is
-	$(BIN)/python -m pytest -n auto --maxprocesses $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 check: venv-test ## lint, format, types, import contracts
 	$(BIN)/ruff check .
