@@ -543,8 +543,8 @@ def test_top_in_a_pipe_and_on_a_terminal(fleet: Cluster):
     assert child.exitstatus == 130
 
 
-def test_a_healthy_fleet(fleet: Cluster):
-    done = jobsched(fleet, "doctor")
+def test_a_healthy_fleet(calm_fleet: Cluster):
+    done = jobsched(calm_fleet, "doctor")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "ok      master: " in done.stdout

@@ -63,7 +63,8 @@ def test_it_fires_at_its_times(fleet: Cluster, added):
     assert f"schedule:    tick, its time {nominal[:10]}" in jobsched(fleet, "show", job)[0]
 
 
-def test_paused_and_resumed(fleet: Cluster, added):
+def test_paused_and_resumed(calm_fleet: Cluster, added):
+    fleet = calm_fleet
     added("tick", "--every", "1s", "--", "true")
     fires(fleet, "tick", 1)
     jobsched(fleet, "schedule", "pause", "tick", "--reason", "the db is down")
