@@ -192,7 +192,8 @@ def test_a_time_is_told_with_its_zone(fleet: Cluster):
     assert jobsched(fleet, "cancel", done.stdout.strip()).stdout == f"{done.stdout.strip()} cancelled\n"
 
 
-def test_a_channel_that_nobody_ever_served_is_warned_of(fleet: Cluster):
+def test_a_channel_that_nobody_ever_served_is_warned_of(calm_fleet: Cluster):
+    fleet = calm_fleet
     done = jobsched(fleet, "submit", "--channel", "web-07/gpu", "--label", "big", "--", "true")
     job = done.stdout.strip()
 
@@ -379,8 +380,9 @@ def test_show_and_its_json(fleet: Cluster):
     assert shown["submitted"] < shown["started"] <= shown["ended"]
 
 
-def test_the_json_is_as_documented(fleet: Cluster):
+def test_the_json_is_as_documented(calm_fleet: Cluster):
     """Every field in docs/json.md, and nothing beside them."""
+    fleet = calm_fleet
     document = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 
     def described(section: str) -> set[str]:

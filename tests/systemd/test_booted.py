@@ -121,7 +121,7 @@ class TestReload:
         )
         machine.wait_until(lambda: before not in service.processes(), 20, "the old channel has drained")
         assert (service.pid, service.restarts, service.state) == (main, 0, "active")
-        assert outcome(machine, job) == "succeeded"
+        machine.wait_until(lambda: outcome(machine, job) == "succeeded", 10, "its result is collected")
         assert service.run("echo", "new") == "new\n"
 
 

@@ -6,10 +6,12 @@
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local first, count, wanted = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local newest = tonumber(call('GET', KEY.next_id) or 0)
--- What the collector has not put into the history stays: its report is still in the result stream.
+-- What the collector has not put into the history stays: its report is still in the result stream, and may have come
+-- there a moment after the end that the record tells.
+local MOMENT = 1000
 local oldest_report = call('XRANGE', KEY.results, '-', '+', 'COUNT', 1)[1]
 local before = now_ms() - tonumber(ARGV[6])
-if oldest_report then before = math.min(before, tonumber(string.match(oldest_report[1], '^%d+'))) end
+if oldest_report then before = math.min(before, tonumber(string.match(oldest_report[1], '^%d+')) - MOMENT) end
 
 local freed, forgotten, at = 0, 0, first
 while at <= newest and at < first + count and freed < wanted do
