@@ -269,7 +269,7 @@ def _unserved(inspect: Inspect, channels: list[ChannelView]) -> Iterator[Finding
     from jobschedd.job import Target
 
     waiting: dict[Target, int] = {}
-    for (target, _), count in inspect.pending_by_class().items():
+    for (target, _), count in inspect.pending_by_class(exact=True).items():
         states = {one.state for one in channels if target.admits(one.node, one.channel, frozenset(one.labels))}
         if "up" not in states:
             waiting[target] = waiting.get(target, 0) + count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain, islice
@@ -49,6 +50,8 @@ _FETCH = 50
 _FILTERED = 500
 
 #: Of an array, see lua/array.lua.
+#: Ids of a pending list that are looked at to say how many wait there.
+_LOOKED_THROUGH = 5000
 _BITMAPS = ("all", "todo", "active", "failed", "cancelled", "expired")
 _ACTIVE = frozenset({State.DISPATCHED, State.RUNNING})
 
@@ -649,17 +652,42 @@ class Inspect:
                 pipeline.hmget(self.keys.array(array), "left", "parked")
             return sum(int(left or 0) - (bool(int(left or 0)) and not parked) for left, parked in pipeline.execute())
 
-    def pending_by_class(self) -> dict[tuple[Target, int], int]:
-        """How many wait, by (where they may run, priority)."""
+    def pending_by_class(self, *, exact: bool = False) -> dict[tuple[Target, int], int]:
+        """How many wait, by (where they may run, priority).
+
+        ``exact``: lists that are not very long are looked through, for they may hold ids of jobs that are gone.
+        """
         with translated():
             lists = [_text(name) for name in self.client.smembers(self.keys.pending)]
         classes = Survey(self.client, self.keys).classes()
         waiting: dict[tuple[Target, int], int] = {}
         for name, length in self._lengths(lists).items():
             number, _, priority = name.partition(":")
+            if exact and length <= _LOOKED_THROUGH:
+                length = self._standing_in(name)
             if length and int(number) in classes:
                 waiting[classes[int(number)], int(priority)] = length
         return waiting
+
+    def _standing_in(self, name: str) -> int:
+        """How many ids of a pending list are of jobs that wait there, or of arrays that have tasks left."""
+        job_class, _, priority = name.partition(":")
+        with translated():
+            ids = [_text(job_id) for job_id in self.client.lrange(f"{self.keys.base}pending:{name}", 0, -1)]
+        count = 0
+        for some in _chunks(ids, 500):
+            with translated():
+                pipeline = self.client.pipeline(transaction=False)
+                for job_id in some:
+                    pipeline.getrange(self.keys.job(job_id), 0, HEADER_SIZE - 1)
+                headers = pipeline.execute()
+            for data in headers:
+                with suppress(ProtocolError):
+                    header = decode_header(data)
+                    stands = (header.job_class, header.priority) == (int(job_class), int(priority))
+                    unended = Flag.ARRAY in header.flags and header.state is not State.DONE
+                    count += stands and (header.state is State.PENDING or unended)
+        return count
 
     def _lengths(self, lists: list[str]) -> dict[str, int]:
         lengths: dict[str, int] = {}

@@ -182,3 +182,15 @@ class TestPriority:
         assert driver.moves.prioritise([job, "99"], 1) == [NOT_WAITING, UNKNOWN]
         driver.end(job)
         assert driver.moves.prioritise([job], 1) == [ENDED]
+
+
+def test_who_waits_is_counted_without_those_who_are_gone(driver):
+    """Their ids stay behind in a list that nobody takes from: cancelled from behind, put elsewhere, or an array's."""
+    gone = [job for _ in range(30) for job in driver.submit(channel="nowhere")]
+    moved, stays = driver.submit(channel="nowhere") + driver.submit(channel="nowhere")
+    driver.moves.cancel(gone[1:][::-1], 60_000)
+    driver.moves.prioritise([moved], 7)
+    waiting = Inspect(driver.client, driver.keys).pending_by_class(exact=True)
+    assert {priority: count for (_, priority), count in waiting.items()} == {0: 2, 7: 1}
+    driver.moves.cancel([gone[0], moved, stays], 60_000)
+    assert Inspect(driver.client, driver.keys).pending_by_class(exact=True) == {}

@@ -257,7 +257,7 @@ end
 -- this keeps it short.
 local function drop_tombstones(class, priority)
   local list, dropped = pending_list(class, priority), 0
-  while dropped < 10 do
+  while dropped < 1000 do
     local id = call('LINDEX', list, 0)
     local r = id and read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
     if not id or waits_in(r, class, priority) or (r and array.waits_in(r, class, priority)) then break end
