@@ -24,6 +24,7 @@ from jobschedd.job import (
     CHANNELS,
     HEADER_SIZE,
     Flag,
+    Header,
     Outcome,
     Result,
     State,
@@ -357,18 +358,20 @@ class Inspect:
 
     def _waiting_in(self, ids: list[str], job_class: int, priority: int) -> Iterator[str]:
         """Those that wait in the list of this class and priority: others have left a mere id there."""
+        for job_id, header in self._headers(ids):
+            if header.state == State.PENDING and (header.job_class, header.priority) == (job_class, priority):
+                yield job_id
+
+    def _headers(self, ids: list[str]) -> Iterator[tuple[str, Header]]:
+        """Those of these jobs that have a record which can be read."""
         with translated():
             pipeline = self.client.pipeline(transaction=False)
             for job_id in ids:
                 pipeline.getrange(self.keys.job(job_id), 0, HEADER_SIZE - 1)
             heads = pipeline.execute() if ids else []
         for job_id, head in zip(ids, heads, strict=True):
-            try:
-                header = decode_header(head)
-            except ProtocolError:
-                continue
-            if header.state == State.PENDING and (header.job_class, header.priority) == (job_class, priority):
-                yield job_id
+            with suppress(ProtocolError):
+                yield job_id, decode_header(head)
 
     def some_entries(self, incarnations: Sequence[str], most: int) -> list[str]:
         """Ids of jobs that these channels have, at most one more than ``most``."""
@@ -676,17 +679,10 @@ class Inspect:
             ids = [_text(job_id) for job_id in self.client.lrange(f"{self.keys.base}pending:{name}", 0, -1)]
         count = 0
         for some in _chunks(ids, 500):
-            with translated():
-                pipeline = self.client.pipeline(transaction=False)
-                for job_id in some:
-                    pipeline.getrange(self.keys.job(job_id), 0, HEADER_SIZE - 1)
-                headers = pipeline.execute()
-            for data in headers:
-                with suppress(ProtocolError):
-                    header = decode_header(data)
-                    stands = (header.job_class, header.priority) == (int(job_class), int(priority))
-                    unended = Flag.ARRAY in header.flags and header.state is not State.DONE
-                    count += stands and (header.state is State.PENDING or unended)
+            for _, header in self._headers(some):
+                stands = (header.job_class, header.priority) == (int(job_class), int(priority))
+                unended = Flag.ARRAY in header.flags and header.state is not State.DONE
+                count += stands and (header.state is State.PENDING or unended)
         return count
 
     def _lengths(self, lists: list[str]) -> dict[str, int]:

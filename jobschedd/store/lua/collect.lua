@@ -16,14 +16,6 @@ local now = now_ms()
 local ACCEPTED, DUPLICATE, STALE, UNKNOWN = 1, 2, 3, 4
 
 local back = {}
-local function take_back(id, rec, r)
-  r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
-  write_middle(id, r)
-  watch_expiry(id, r)
-  take_key_again(id, rec, r)
-  back[#back + 1] = {id, r}
-end
-
 local function apply(verb, id, rec, r, at)
   if verb == 'start' then
     if r.state == DISPATCHED then
@@ -35,7 +27,7 @@ local function apply(verb, id, rec, r, at)
     if has(r.flags, CANCEL_REQUESTED) then
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', tonumber(ARGV[at + 4]), now)
     else
-      take_back(id, rec, r)
+      take_back(back, id, rec, r, now)
     end
     return {ACCEPTED}
   elseif verb == 'done' then
@@ -65,7 +57,7 @@ local function apply(verb, id, rec, r, at)
       take_key_again(id, rec, r)
       ring('s')
     else
-      take_back(id, rec, r)
+      take_back(back, id, rec, r, now)
     end
     return {ACCEPTED, rec}
   end

@@ -277,6 +277,15 @@ local function watch_expiry(id, r)
   ring('s')
 end
 
+-- No channel has it any more, and nothing is charged: it waits again. ``back`` is for pending_again.
+local function take_back(back, id, rec, r, now)
+  r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
+  write_middle(id, r)
+  watch_expiry(id, r)
+  take_key_again(id, rec, r)
+  back[#back + 1] = {id, r}
+end
+
 -- Whether an outcome (0: nobody knows it any more) is what a job waits for.
 local function meets(condition, outcome)
   if condition == 'any' then return true end

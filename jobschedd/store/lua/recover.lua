@@ -29,11 +29,7 @@ local function take(id, rec, r)
   elseif has(r.flags, NO_RETRY_ON_LOSS) then
     finish_unreported(id, rec, r, LOST, 'channel_lost', keep, now)
   else
-    r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
-    write_middle(id, r)
-    watch_expiry(id, r)
-    take_key_again(id, rec, r)
-    back[#back + 1] = {id, r}
+    take_back(back, id, rec, r, now)
   end
 end
 

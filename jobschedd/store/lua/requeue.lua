@@ -45,11 +45,7 @@ local function take(entry, fields)
     elseif has(r.flags, CANCEL_REQUESTED) then
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
     else
-      r.state, r.outcome, r.since, r.incarnation, r.entry_time, r.entry_number = PENDING, 0, now, NOBODY, 0, 0
-      write_middle(id, r)
-      watch_expiry(id, r)
-      take_key_again(id, rec, r)
-      back[#back + 1] = {id, r}
+      take_back(back, id, rec, r, now)
       requeued = requeued + 1
     end
   end
