@@ -9,7 +9,7 @@
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
 
-local promoted, lists, order = 0, {}, {}
+local promoted, lines = 0, {}
 for _, id in ipairs(call('ZRANGEBYSCORE', KEY.scheduled, '-inf', now, 'LIMIT', 0, ARGV[4])) do
   call('ZREM', KEY.scheduled, id)
   local rec = call('GETRANGE', BASE .. 'job:' .. id, 0, 59)
@@ -20,17 +20,12 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEY.scheduled, '-inf', now, 'LIMIT', 0
       park(id, r)
     else
       write_middle(id, r)
-      local name = r.class .. ':' .. r.priority
-      if not lists[name] then
-        lists[name] = {r.class, r.priority, {}}
-        order[#order + 1] = name
-      end
-      table.insert(lists[name][3], id)
+      line_up(lines, id, r)
     end
     promoted = promoted + 1
   end
 end
-for _, name in ipairs(order) do make_pending(lists[name][1], lists[name][2], lists[name][3], false) end
+make_lines_pending(lines)
 
 local expired = 0
 for _, id in ipairs(call('ZRANGEBYSCORE', KEY.expiring, '-inf', now, 'LIMIT', 0, ARGV[4])) do

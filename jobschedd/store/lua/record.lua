@@ -243,6 +243,20 @@ local function make_pending(class, priority, ids, in_front)
   ring(string.format('p:%d:%d:%d', class, priority, before + #ids))
 end
 
+-- Many ids that become pending, each for the end of its list: gathered with line_up, put there with make_lines_pending.
+local function line_up(lines, id, r)
+  local name = r.class .. ':' .. r.priority
+  if not lines[name] then
+    lines[name] = {r.class, r.priority, {}}
+    lines[#lines + 1] = lines[name]
+  end
+  table.insert(lines[name][3], id)
+end
+
+local function make_lines_pending(lines)
+  for _, line in ipairs(lines) do make_pending(line[1], line[2], line[3], false) end
+end
+
 -- Back into the pending list: {id, r} in the order in which they stood there, to stand in front in that order.
 local function pending_again(back)
   for i = #back, 1, -1 do make_pending(back[i][2].class, back[i][2].priority, {back[i][1]}, true) end

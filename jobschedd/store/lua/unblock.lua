@@ -10,7 +10,7 @@ local now, keep, most = now_ms(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local WORDS = {'succeeded', 'failed', 'timed out', 'was cancelled', 'was lost', 'expired', 'was skipped'}
 local WISHES = {ok = 'its success', fail = 'its failure', any = 'its end'}
 
-local lists, order = {}, {}
+local lines = {}
 local function go_on(id, r)
   local due = forget_waiting(id, r)
   if due > now then
@@ -19,12 +19,7 @@ local function go_on(id, r)
   else
     r.state, r.since = PENDING, now
     if has(r.flags, HELD) then return park(id, r) end
-    local name = r.class .. ':' .. r.priority
-    if not lists[name] then
-      lists[name] = {r.class, r.priority, {}}
-      order[#order + 1] = name
-    end
-    table.insert(lists[name][3], id)
+    line_up(lines, id, r)
   end
   write_middle(id, r)
 end
@@ -65,6 +60,6 @@ while left > 0 do
     left = left - 1
   end
 end
-for _, name in ipairs(order) do make_pending(lists[name][1], lists[name][2], lists[name][3], false) end
+make_lines_pending(lines)
 if scheduled then ring('s') end
 return {most - left, unblocked, skipped, call('LLEN', KEY.unblocking)}
