@@ -360,9 +360,10 @@ class Flag(enum.IntFlag):
     TASK = 1024  # one of them
 
 
-_HEAD = struct.Struct("<BBBBII")
-_MIDDLE = struct.Struct("<BBHI")
-HEADER_SIZE: Final = 60
+#: Each u48 as its lower 32 and its upper 16 bits.
+_HEADER: Final = struct.Struct("<BBBBII IH IH BBHI IH 8s IH I I")
+_NOBODY: Final = bytes(8)
+HEADER_SIZE: Final = _HEADER.size
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -403,31 +404,36 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     def pack(self, spec_length: int) -> bytes:
         """The header's bytes, to be followed by a spec of ``spec_length`` bytes."""
         entry_time, _, entry_number = (self.entry or "0-0").partition("-")
-        priority = self.priority + HIGHEST_PRIORITY
-        return b"".join(
-            (
-                _HEAD.pack(RECORD_VERSION, priority, self.tries, self.crashes, self.job_class, self.waiter),
-                self.submitted.to_bytes(6, "little"),
-                self.expires.to_bytes(6, "little"),
-                _MIDDLE.pack(self.state, self.outcome, self.flags, self.attempt),
-                self.since.to_bytes(6, "little"),
-                bytes.fromhex(self.incarnation or "0" * 16),
-                int(entry_time).to_bytes(6, "little"),
-                int(entry_number).to_bytes(4, "little"),
-                spec_length.to_bytes(4, "little"),
-            )
+        return _HEADER.pack(
+            RECORD_VERSION,
+            self.priority + HIGHEST_PRIORITY,
+            self.tries,
+            self.crashes,
+            self.job_class,
+            self.waiter,
+            *_halves(self.submitted),
+            *_halves(self.expires),
+            self.state,
+            self.outcome,
+            self.flags,
+            self.attempt,
+            *_halves(self.since),
+            bytes.fromhex(self.incarnation) if self.incarnation else _NOBODY,
+            *_halves(int(entry_time)),
+            int(entry_number),
+            spec_length,
         )
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """A u48 as its lower 32 and its upper 16 bits."""
+    return number & 0xFFFFFFFF, number >> 32
 
 
 def task_of(job_id: str) -> tuple[str, int] | None:
     """Array and index where this is the id of a task (``123_45``); None for any other job."""
     array, separator, index = job_id.partition("_")
     return (array, int(index)) if separator else None
-
-
-#: The whole header at once, for reading: each u48 as its lower 32 and its upper 16 bits.
-_HEADER: Final = struct.Struct("<BBBBII IH IH BBHI IH 8s IH I I")
-_NOBODY: Final = bytes(8)
 
 
 def decode_header(data: bytes) -> Header:
