@@ -5,6 +5,7 @@ Children get settings and open their own connections after the fork; nothing is 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import secrets
@@ -89,6 +90,7 @@ def run(config_path: str, daemonize: bool = False, pidfile: str | None = None) -
             held.enter_context(_lock(config, f"slave-{config.namespace}-{config.node}"))
         instance = MasterInstance.succeed(config, held)
         _configure_logs(config)
+        _load_program(config)
         supervisor = Supervisor(
             partial(_load_children, config_path, config, instance),
             name=", ".join(config.roles),
@@ -96,6 +98,26 @@ def run(config_path: str, daemonize: bool = False, pidfile: str | None = None) -
             build_changed=lambda: build_fingerprint() != build and new_build_runs(),
         )
         return supervisor.run()
+
+
+def _load_program(config: Config) -> None:
+    """Everything that children run, before they are forked: they share its memory and start at once.
+
+    And a child that is replaced runs the program that this supervisor started with, whatever was installed since.
+    """
+    if config.is_master:
+        import jobschedd.master.archive
+        import jobschedd.master.clerk
+        import jobschedd.master.collector
+        import jobschedd.master.dispatcher
+        import jobschedd.master.hooks
+        import jobschedd.master.publisher
+    if config.is_slave:
+        import jobschedd.slave.channel
+        import jobschedd.store.pubsub  # noqa: F401
+    # What is there now stays: a collector that walks through it would copy each of its pages in every child.
+    gc.collect()
+    gc.freeze()
 
 
 def _await_former_server(config: Config) -> None:
