@@ -64,16 +64,29 @@ local function apply(verb, id, rec, r, at)
   error('unknown verb ' .. verb)
 end
 
+-- Nearly every report is the end of such a job. False: this one is not.
+local function apply_plainly(id, rec, at)
+  if ARGV[at + 6] == '0' or ARGV[at + 7] ~= '' or #rec < 60 then return false end
+  local version, _, _, _, waiter, expires, state, flags, attempt, time, number, spec_length = unpack_struct(PLAIN, rec)
+  if not is_plain(version, expires, flags) or (state ~= DISPATCHED and state ~= RUNNING) then return false end
+  if attempt ~= tonumber(ARGV[at + 2]) or not is_entry(ARGV[at + 3], time, number) then return false end
+  finish_plain(id, rec, waiter, attempt, spec_length, tonumber(ARGV[at + 4]), ARGV[at + 5], ARGV[at + 6], now)
+  return true
+end
+
 local replies = {}
 for at = 3, #ARGV, 9 do
   local verb, id = ARGV[at], ARGV[at + 1]
   local rec = call('GET', BASE .. 'job:' .. id)
   local reply
-  local r = rec and read(rec)
-  if not r then
+  local plain = rec and verb == 'done' and apply_plainly(id, rec, at)
+  local r = rec and not plain and read(rec)
+  if plain then
+    reply = {ACCEPTED, rec}
+  elseif not r then
     reply = {UNKNOWN}
   else
-    local same = r.attempt == tonumber(ARGV[at + 2]) and entry_of(r) == ARGV[at + 3]
+    local same = r.attempt == tonumber(ARGV[at + 2]) and is_entry(ARGV[at + 3], r.entry_time, r.entry_number)
     if same and (r.state == DISPATCHED or r.state == RUNNING) then
       reply = apply(verb, id, rec, r, at)
     elseif same and r.state == DONE then

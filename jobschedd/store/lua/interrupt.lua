@@ -10,7 +10,7 @@ local asked = 0
 for _, item in ipairs(call('XRANGE', BASE .. 'dispatch:' .. name, '-', '+', 'COUNT', ARGV[6])) do
   local id = item[2][1] == 'job' and item[2][2] or ''
   local r = read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
-  if r and (r.state == DISPATCHED or r.state == RUNNING) and entry_of(r) == item[1] then
+  if r and (r.state == DISPATCHED or r.state == RUNNING) and is_entry(item[1], r.entry_time, r.entry_number) then
     if kill and not has(r.flags, CANCEL_REQUESTED) then
       r.flags = r.flags + CANCEL_REQUESTED
       write_middle(id, r)

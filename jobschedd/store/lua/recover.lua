@@ -38,7 +38,7 @@ local function judge(at)
   local rec = call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if not r or (r.state ~= DISPATCHED and r.state ~= RUNNING) then return 0 end
-  if r.attempt ~= tonumber(ARGV[at + 1]) or entry_of(r) ~= entry then return 0 end
+  if r.attempt ~= tonumber(ARGV[at + 1]) or not is_entry(entry, r.entry_time, r.entry_number) then return 0 end
   local wire = wire_of(rec, r)
   if wire and call('ZSCORE', BASE .. 'sent:' .. wire, id) then return 0 end
   if not wire and #call('XRANGE', BASE .. 'dispatch:' .. to_hex(r.incarnation), entry, entry) > 0 then return 0 end

@@ -17,7 +17,7 @@ if call('EXISTS', BASE .. 'lease:' .. name) == 1 then return {'alive', 0, 0, 0, 
 if why == 'lost' and tonumber(ARGV[4]) == 0 then return {'unsure', 0, 0, 0, call('XLEN', stream)} end
 
 local function mine(r, entry)
-  return r and (r.state == DISPATCHED or r.state == RUNNING) and entry_of(r) == entry
+  return r and (r.state == DISPATCHED or r.state == RUNNING) and is_entry(entry, r.entry_time, r.entry_number)
 end
 
 local function lost_after(rec, r)

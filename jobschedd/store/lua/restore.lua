@@ -28,7 +28,7 @@ end
 local function is_superseded(r, attempt, entry)
   if r.state == DONE or r.attempt > attempt then return true end
   if r.state == PENDING or r.state == SCHEDULED or r.state == WAITING then return false end
-  return r.attempt == attempt and entry_of(r) ~= entry
+  return r.attempt == attempt and not is_entry(entry, r.entry_time, r.entry_number)
 end
 
 local function scope_of(spec)
@@ -43,7 +43,7 @@ local function restore(at)
   local rec = array.is_todo(id) and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
-  if r and r.attempt == attempt and entry_of(r) == entry and has_entry(incarnation, entry) then return 0 end
+  if r and r.attempt == attempt and is_entry(entry, r.entry_time, r.entry_number) and has_entry(incarnation, entry) then return 0 end
   if r then spec = string.sub(rec, 61, 60 + r.spec_length) end
   local terms = ARGV[at + 11] ~= '' and cjson.decode(ARGV[at + 11])
   local gpus = table.concat(terms and terms.g or {}, ',')
