@@ -2,7 +2,7 @@
 
 A script's first comment lines say which fixed keys it uses (``-- KEYS: leader pending``, names of attributes
 of ``Keys``) and what it takes and returns. They are passed as KEYS and reach the script as ``KEY.leader``. ``-- WITH:
-create`` puts ``lua/create.lua`` in front, which several scripts share; ``record.lua`` is in front of all.
+create`` puts ``lua/create.lua`` in front, which several share; ``record.lua`` and ``array.lua`` are in front of all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Script:
         if body.startswith("#!"):
             shebang, _, body = body.partition("\n")
         table = ", ".join(f"{key} = KEYS[{number}]" for number, key in enumerate(self.key_names, 1))
-        parts = "\n".join(_text(part) for part in ("record", "array", *_named(body, "WITH")))
+        parts = "\n".join((_text("record"), _on_demand("array"), *map(_text, _named(body, "WITH"))))
         self.text = f"{shebang}\n{parts}\nlocal KEY = {{{table}}}\n{body}".lstrip()
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - the server's own name for it
 
@@ -51,6 +51,16 @@ class Script:
 
 def _text(name: str) -> str:
     return resources.files("jobschedd.store").joinpath("lua", f"{name}.lua").read_text()
+
+
+def _on_demand(table: str) -> str:
+    """``lua/TABLE.lua``, which fills that table, run when somebody first looks into it.
+
+    Each call makes all functions of its script anew. Most calls need none of these, and they are as many as the others.
+    """
+    fill = f"local function fill_{table}()\n{_text(table)}\nend"
+    look = f"function(_, name) setmetatable({table}, nil) fill_{table}() return {table}[name] end"
+    return f"{fill}\nsetmetatable({table}, {{__index = {look}}})"
 
 
 def _key_names(body: str) -> tuple[str, ...]:
