@@ -37,11 +37,12 @@ class Window:
         self._ended = 0
 
     def prefetch(self) -> int:
-        """Entries beyond the slots; a power of two, so that it seldom changes."""
+        """Entries beyond the slots; a round number (1, 2, 3, 4, 6, 8, 12, 16, ...), so that it seldom changes."""
         if self._ended < ENOUGH or self._seconds <= 0:
             return 0
         expected = int(self._seconds * self._slots / max(self._average, OVERHEAD))
-        return min(MOST_PREFETCH, 1 << (expected.bit_length() - 1)) if expected else 0
+        step = 1 << max(0, expected.bit_length() - 2)
+        return min(MOST_PREFETCH, expected // step * step)
 
     def size(self, longest_running: float) -> int:
         """The window while the longest of the running jobs has run for so many seconds."""
