@@ -68,7 +68,9 @@ local function fire(name, state, at, time)
   if if_running == 'replace' then
     for _, older in ipairs(times) do note(name, state, 'replaced', older) end
     let_wait(state, {})
-    if not id or request_end(id, rec, r, tonumber(ARGV[at + 8]), now) == 1 then return submit(name, state, at, time) end
+    local gone = not id or request_end(id, rec, r, tonumber(ARGV[at + 8]), now) == 1
+    drop_what_is_left()
+    if gone then return submit(name, state, at, time) end
     let_wait(state, {time})
     return {'queued', id}
   end

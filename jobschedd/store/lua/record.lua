@@ -374,7 +374,21 @@ local function await_all(id, conditions, new, now)
   return number
 end
 
--- Somebody wants the end of a job that has not ended: 1 cancelled, or 2 asked of the channel that has it.
+-- Many may leave one list in one call: its tombstones are dropped at the end of it.
+local left = {}
+local function leave_list(class, priority)
+  left[class] = left[class] or {}
+  left[class][priority] = true
+end
+
+local function drop_what_is_left()
+  for class, priorities in pairs(left) do
+    for priority in pairs(priorities) do drop_tombstones(class, priority) end
+  end
+  left = {}
+end
+
+-- Somebody wants the end of a job that has not ended (drop_what_is_left is to follow): 1 cancelled, or 2 asked of the channel that has it.
 local function request_end(id, rec, r, keep, now)
   if r.state == DISPATCHED or r.state == RUNNING then
     if not has(r.flags, CANCEL_REQUESTED) then
@@ -387,6 +401,6 @@ local function request_end(id, rec, r, keep, now)
   end
   if r.state == SCHEDULED then call('ZREM', BASE .. 'scheduled', id) end
   finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
-  if r.state == PENDING then drop_tombstones(r.class, r.priority) end
+  if r.state == PENDING then leave_list(r.class, r.priority) end
   return 1
 end
