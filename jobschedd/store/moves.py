@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import redis
 
-from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission
+from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission, flags_of
 from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
@@ -471,7 +472,12 @@ def new_record(submission: Submission, waiter: int = 0) -> bytes:
 
 
 def _packed(spec: bytes, flags: Flag, priority: int, waiter: int) -> bytes:
-    return Header(state=State.PENDING, flags=flags, priority=priority, waiter=waiter).pack(len(spec)) + spec
+    return _new_header(int(flags), priority, waiter, len(spec)) + spec
+
+
+@lru_cache(maxsize=4096)
+def _new_header(flags: int, priority: int, waiter: int, spec_length: int) -> bytes:
+    return Header(state=State.PENDING, flags=flags_of(flags), priority=priority, waiter=waiter).pack(spec_length)
 
 
 def _array_arguments(submission: Submission, array: Array) -> list[Any]:
