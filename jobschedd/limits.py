@@ -67,6 +67,11 @@ def parse_limit(text: str | int) -> int | Rate:
     return int(text)
 
 
+def group_key(group: str) -> str:
+    """What counts the jobs of a group, and names it among what is paused."""
+    return f"group:{group}"
+
+
 def check_key(key: str) -> str:
     """``key``, if it is one. Raises ValueError with a mendable message."""
     if KEY.fullmatch(key) is None:
@@ -118,7 +123,7 @@ class Limits:
         """
         own_rates = {key: Rate(count, ms) for key, count, ms in target.rates}
         named = [*dict.fromkeys([key for key, _ in target.limits] + list(own_rates))]
-        keys = [*named, *([f"group:{target.group}"] if target.group else [])]
+        keys = [*named, *([group_key(target.group)] if target.group else [])]
         rates: list[tuple[str, Setting]] = []
         for key in keys:
             setting = self.rates.get(key) or (Setting(own_rates[key], JOB) if key in own_rates else None)

@@ -23,11 +23,12 @@ _OPTIONS = (
     click.option("--channel", metavar="[NODE/]CHANNEL", help="That asked for this channel, or that are or were on it."),
     click.option("--node", metavar="NODE", help="That asked for this node, or that are or were on it."),
     click.option("--label", "labels", metavar="LABEL", multiple=True, help="That asked for this label; repeatable."),
+    click.option("--group", metavar="GROUP", help="Of this group."),
     click.option("--all", "everything", is_flag=True, help="All there are, in the states that make sense."),
     click.option("--dry-run", is_flag=True, help="Change nothing; print how many there are."),
     click.option("--yes", is_flag=True, help="Do not ask, on a terminal."),
 )
-_NAMES = ("name", "words", "channel", "node", "labels", "everything", "dry_run", "yes")
+_NAMES = ("name", "words", "channel", "node", "labels", "group", "everything", "dry_run", "yes")
 
 
 def filter_options(command: Command) -> Command:
@@ -50,7 +51,7 @@ class Choice:
         if ids and self.by_filter:
             raise UsageError("give ids, or options that choose jobs, not both")
         if not ids and not self.by_filter:
-            raise UsageError("give ids, or choose jobs: --name, --state, --channel, --node, --label or --all")
+            raise UsageError("give ids, or choose jobs: --name, --state, --channel, --node, --label, --group or --all")
         if ids and self.dry_run:
             raise UsageError("--dry-run goes with options that choose jobs, not with ids")
 
@@ -73,9 +74,8 @@ class Choice:
             if node and node != owner:
                 raise UsageError(f"--channel names node {owner!r}, but --node says {node!r}")
             node, channel = owner, name
-        return client.matching(
-            *words, name=self._given["name"] or "", node=node, channel=channel, labels=self._given["labels"]
-        )
+        given = {name: self._given[name] or "" for name in ("name", "group")}
+        return client.matching(*words, node=node, channel=channel, labels=self._given["labels"], **given)
 
 
 def tell(counts: dict[str, int]) -> None:

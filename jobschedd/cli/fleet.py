@@ -145,28 +145,46 @@ def _patience(deadline: float | None, then: str) -> float | None:
     return deadline if then == "wait" else deadline + GRACE
 
 
-@click.command("pause", short_help="Send nothing new to a node or channel for a while.")
-@click.argument("name", metavar="NAME")
+@click.command("pause", short_help="Send nothing new to a node or channel, or of a group, for a while.")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--group", metavar="GROUP", help="Nothing of this group, wherever it would run; instead of NAME.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who find it paused.")
 @connection_options
-def pause_command(name: str, reason: str) -> None:
-    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL, until 'jobsched resume NAME'."""
-    _check(name)
+def pause_command(name: str | None, group: str | None, reason: str) -> None:
+    """Send nothing new to a node, a channel (on every node) or NODE/CHANNEL, until 'jobsched resume NAME'.
+
+    With --group, dispatch nothing of a group, until 'jobsched resume --group GROUP'. What runs goes on.
+    """
+    if group is not None:
+        _check_alone(name)
+        connect().pause_group(group, reason, user())
+        return
+    name = _check_given(name)
     client = connect()
     client.pause(name, reason, user())
     _warn_of_unknown(client, name, "pause")
 
 
 @click.command("resume", short_help="Take a drain or a pause back.")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--group", metavar="GROUP", help="The pause of this group, instead of NAME.")
 @connection_options
-def resume_command(name: str) -> None:
-    """Take back a drain or a pause of a node, a channel or NODE/CHANNEL."""
-    _check(name)
+def resume_command(name: str | None, group: str | None) -> None:
+    """Take back a drain or a pause of a node, a channel or NODE/CHANNEL, or of a group."""
+    if group is not None:
+        _check_alone(name)
+        client = connect()
+        if not client.resume_group(group):
+            raise UsageError(f"the group {group} is not paused{_what_is(client)}")
+        return
+    name = _check_given(name)
     client = connect()
     if not client.resume(name):
-        drained = ", ".join(sorted(client.inspect.drains())) or "nothing"
-        raise UsageError(f"{name} is not drained or paused (drained or paused: {drained})")
+        raise UsageError(f"{name} is not drained or paused{_what_is(client)}")
+
+
+def _what_is(client: Client) -> str:
+    return f" (drained or paused: {', '.join(sorted(client.inspect.drains())) or 'nothing'})"
 
 
 def _warn_of_unknown(client: Client, name: str, what: str) -> None:
@@ -187,6 +205,18 @@ def _tell_loss(client: Client) -> None:
     loss = Marks(client.inspect.client, client.session.keys).loss()
     if loss is not None:
         note(f"{loss.story}: nothing is accepted or dispatched; see 'jobsched doctor'")
+
+
+def _check_alone(name: str | None) -> None:
+    if name is not None:
+        raise UsageError("give a NAME or a --group, not both")
+
+
+def _check_given(name: str | None) -> str:
+    if name is None:
+        raise UsageError("give the NAME of a node or channel, or a --group")
+    _check(name)
+    return name
 
 
 def _check(name: str) -> None:

@@ -35,10 +35,11 @@ _BATCH = 100
 @click.option("--state", "words", metavar="WORD", multiple=True, help="Only this state or outcome; repeatable, or a,b.")
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="At most so many; 0 for all.")
 @click.option("--name", metavar="PATTERN", default="", help="Only names that match, such as 'backup-*'.")
+@click.option("--group", metavar="GROUP", default="", help="Only jobs of this group.")
 @click.option("--tasks", "array", metavar="ID", help="List the tasks of this array, by index, instead of jobs.")
 @json_option
 @connection_options
-def list_command(words: tuple[str, ...], limit: int, name: str, array: str | None, as_json: bool) -> None:
+def list_command(words: tuple[str, ...], limit: int, name: str, group: str, array: str | None, as_json: bool) -> None:
     """List jobs, newest first. The reason is what a job waits for (see 'jobsched explain'), or why it ended so.
 
     An array is one line; --tasks ID lists its tasks.
@@ -52,7 +53,7 @@ def list_command(words: tuple[str, ...], limit: int, name: str, array: str | Non
     client = connect()
     states, outcomes = statuses_of(word for text in words for word in text.split(","))
     if array is None:
-        views = client.inspect.jobs(states, outcomes, limit, name)
+        views = client.inspect.jobs(states, outcomes, limit, name, group)
     else:
         if not client.job(array).is_array:
             raise UsageError(f"job {array} is no array: it has no tasks")

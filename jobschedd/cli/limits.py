@@ -55,7 +55,7 @@ def limit_remove(key: str) -> None:
 @json_option
 @connection_options
 def limit_list(as_json: bool) -> None:
-    """List the limits that are set, and those that jobs count against now."""
+    """List the limits that are set, those that jobs count against now, and the groups that are paused."""
     rows = limit_rows(connect())
     if as_json:
         print_json_lines(rows)
@@ -63,26 +63,33 @@ def limit_list(as_json: bool) -> None:
     if not rows:
         note("no limits are set, and no job counts against one")
         return
-    table = ((row["key"], str(row["limit"] or "-"), str(row["in_use"]), row["source"] or "-") for row in rows)
-    print_table(("KEY", "LIMIT", "IN USE", "SET BY"), table)
+    print_table(("KEY", "LIMIT", "IN USE", "SET BY"), map(_cells, rows))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    if row["paused"]:
+        return row["key"], "paused", str(row["in_use"]), "jobsched pause"
+    return row["key"], str(row["limit"] or "-"), str(row["in_use"]), row["source"] or "-"
 
 
 def limit_rows(client: Client) -> list[dict[str, Any]]:
     """As in docs/json.md."""
-    from jobschedd.limits import Rate
+    from jobschedd.limits import Rate, group_key
+    from jobschedd.store.survey import groups_among
 
     limits, held = client.inspect.limits(), client.inspect.held_limits()
+    paused = {group_key(group) for group in groups_among(client.inspect.drains())}
     rows: list[dict[str, Any]] = []
-    for key in sorted({*limits.numbers, *held}):
+    for key in sorted({*limits.numbers, *held, *paused}):
         setting = limits.numbers.get(key)
         used = held.get(key, 0) if not key.startswith(("node:", "channel:")) else _at(client, key)
-        rows.append(
-            {"key": key, "limit": setting and str(setting.limit), "in_use": used, "source": setting and setting.source}
-        )
+        said = {"limit": setting and str(setting.limit), "in_use": used, "source": setting and setting.source}
+        rows.append({"key": key, **said, "paused": key in paused})
     for key, setting in sorted(limits.rates.items()):
         assert isinstance(setting.limit, Rate)
         used, _ = client.inspect.starts(key, setting.limit)
-        rows.append({"key": key, "limit": str(setting.limit), "in_use": used, "source": setting.source})
+        said = {"limit": str(setting.limit), "in_use": used, "source": setting.source}
+        rows.append({"key": key, **said, "paused": False})
     return rows
 
 

@@ -306,9 +306,10 @@ class AsyncClient:
         text = checked_id(job_id)
         return AsyncJob(self, text, await self._read(text))
 
-    async def jobs(self, *statuses: str, limit: int = 0, name: str = "") -> AsyncIterator[AsyncJob]:
+    async def jobs(self, *statuses: str, limit: int = 0, name: str = "", group: str = "") -> AsyncIterator[AsyncJob]:
         """Jobs in any of these states or with any of these outcomes (none given: all), newest first."""
-        async for job in self._stepped(lambda: self._client.jobs(*statuses, limit=limit, name=name), _STEP):
+        find = partial(self._client.jobs, *statuses, limit=limit, name=name, group=group)
+        async for job in self._stepped(find, _STEP):
             yield self._ours(job)
 
     async def tasks(self, array: AnyAsyncJob, *statuses: str) -> AsyncIterator[AsyncJob]:
@@ -410,6 +411,14 @@ class AsyncClient:
     async def pause(self, name: str, reason: str = "", by: str = "") -> None:
         """The same for a while: nobody waits for it to become empty."""
         await self._run(lambda: self._client.pause(name, reason, by))
+
+    async def pause_group(self, group: str, reason: str = "", by: str = "") -> None:
+        """Dispatch no job of this group, until it is resumed."""
+        await self._run(lambda: self._client.pause_group(group, reason, by))
+
+    async def resume_group(self, group: str) -> bool:
+        """Take that back."""
+        return await self._run(lambda: self._client.resume_group(group))
 
     async def drained(self, name: str, timeout: float | None = None) -> bool:
         """Wait until nothing is left on a drained node or channel; False when it is not after ``timeout`` seconds."""

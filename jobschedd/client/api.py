@@ -19,13 +19,13 @@ from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Flag, Outcome, Place, State, Submission, place_of
-from jobschedd.limits import Rate, check_key, parse_limit
+from jobschedd.limits import Rate, check_key, group_key, parse_limit
 from jobschedd.links import Refs, targets
 from jobschedd.store.attempts import Query
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
 from jobschedd.store.views import ChannelView, JobView, NodeView
-from jobschedd.submission import CATCH_UP_MS, submission
+from jobschedd.submission import CATCH_UP_MS, NAME, submission
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
@@ -286,13 +286,14 @@ class Client:
         job_id = checked_id(job)
         return self.session.patiently(lambda: explain(self.inspect, job_id, self.session.inspect.job(job_id)))
 
-    def jobs(self, *statuses: str, limit: int = 0, name: str = "") -> Iterator[Job]:
+    def jobs(self, *statuses: str, limit: int = 0, name: str = "", group: str = "") -> Iterator[Job]:
         """Jobs in any of these states or with any of these outcomes (none given: all), newest first.
 
-        ``limit``: at most so many (0: all); ``name``: a shell-style pattern. Raises UsageError for an unknown word.
+        ``limit``: at most so many (0: all); ``name``: a shell-style pattern; ``group``: of this one only. Raises
+        UsageError for an unknown word.
         """
         states, outcomes = statuses_of(statuses)
-        return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name))
+        return (Job(self, view.id, view) for view in self.inspect.jobs(states, outcomes, limit, name, group))
 
     def tasks(self, array: AnyJob, *statuses: str) -> Iterator[Job]:
         """The tasks of an array, by index: see ``Job.tasks``. The first step raises NoSuchJob, UsageError."""
@@ -511,6 +512,15 @@ class Client:
         """The same for a while: nothing new, until it is resumed, and nobody waits for it to become empty."""
         self.session.patiently(lambda: self.session.moves.drain(name, reason, by, pause=True))
 
+    def pause_group(self, group: str, reason: str = "", by: str = "") -> None:
+        """Dispatch no job of this group, until it is resumed. What runs goes on. Raises UsageError for no name."""
+        name = _paused_group(group)
+        self.session.patiently(lambda: self.session.moves.drain(name, reason, by, pause=True))
+
+    def resume_group(self, group: str) -> bool:
+        """Take that back; whether the group was paused."""
+        return self.resume(_paused_group(group))
+
     def drained(self, name: str, timeout: float | None = None) -> bool:
         """Wait until nothing is left on a drained node or channel; False when it is not after ``timeout`` seconds.
 
@@ -567,6 +577,12 @@ class Client:
 
     def _handle(self, job: AnyJob) -> Job:
         return job if isinstance(job, Job) and job._client is self else Job(self, checked_id(job))
+
+
+def _paused_group(group: str) -> str:
+    if NAME.fullmatch(group) is None:
+        raise UsageError(f"{group[:100]!r} is no name of a group")
+    return group_key(group)
 
 
 def _timestamp(moment: float | datetime | None) -> float | None:

@@ -18,6 +18,7 @@ from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
 from jobschedd.job import Cause, Flag, Outcome, State, Target
 from jobschedd.labels import LABEL
+from jobschedd.limits import group_key
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.views import ChannelView, JobView
 
@@ -185,6 +186,17 @@ def _held(facts: Facts) -> str:
     said = facts.inspect.held(facts.view.id)
     since = f" since {moment(round(float(said['since']) * 1000), facts)}" if said.get("since") else ""
     return f"It is held{since}{_remark(said)}; 'jobsched release {facts.view.id}' lets it go on."
+
+
+def group_paused(facts: Facts) -> Reason | None:
+    """A user has paused its group. Of a running array, that matters while tasks have not started."""
+    group = facts.spec.group
+    said = facts.fleet.drains.get(group_key(group)) if group else None
+    counts = facts.view.counts
+    if said is None or (facts.state is State.RUNNING and (counts is None or not counts.not_started)):
+        return None
+    resume = f"'jobsched resume --group {group}' lets it go on"
+    return Reason("paused", lambda: f"It waits: its group {group} is paused{_remark(said)}; {resume}.")
 
 
 # -- where it could run ---------------------------------------------------------------------------------------
@@ -415,6 +427,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         data_lost,
         no_master,
         held,
+        group_paused,
         array_limit,
         no_channel,
         no_label,
@@ -432,7 +445,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         about_to_start,
     ),
     State.DISPATCHED: (cancelling, channel_silent, suspect, dispatched),
-    State.RUNNING: (array_limit, array_running, cancelling, channel_silent, running),
+    State.RUNNING: (group_paused, array_limit, array_running, cancelling, channel_silent, running),
     State.DONE: (ended,),
 }
 

@@ -25,7 +25,7 @@ from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
-from jobschedd.store.survey import ChannelInfo, Drain, Survey
+from jobschedd.store.survey import ChannelInfo, Drain, Survey, groups_among
 
 log = get_logger(__name__)
 
@@ -113,6 +113,7 @@ class Dispatcher:
         self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: dict[str, Drain] = {}
+        self._paused_groups: frozenset[str] = frozenset()
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
@@ -252,7 +253,7 @@ class Dispatcher:
         self._bell.silence()
         self._classes = self._survey.classes()
         self._pending = self._survey.pending()
-        self._drained = self._survey.drains()
+        self._read_drains()
         self._heal()
         self._bounds.set(self._survey.limits())
         self._forget_classes()
@@ -327,7 +328,7 @@ class Dispatcher:
                 self._bounds.set(self._survey.limits())
                 self._fill_again()
             case ["d"]:
-                self._drained = self._survey.drains()
+                self._read_drains()
                 self._open_and_close()
                 self._acknowledge_drains()
             case _:
@@ -383,6 +384,10 @@ class Dispatcher:
     def _open_and_close(self) -> None:
         for view in self._channels.values():
             view.open = view.window >= 0 and not self._drains_of(view) and view.node != ""
+
+    def _read_drains(self) -> None:
+        self._drained = self._survey.drains()
+        self._paused_groups = groups_among(self._drained)
 
     def _drains_of(self, view: ChannelView) -> list[Drain]:
         names = (view.node, view.name, f"{view.node}/{view.name}")
@@ -625,7 +630,7 @@ class Dispatcher:
             if count <= 0 or self._bounds.waits(job_class):
                 continue
             target = self._classes.get(job_class) or self._target_of(job_class, priority)
-            if target is not None:
+            if target is not None and target.group not in self._paused_groups:
                 aged = self._aged.get((job_class, priority), 0)
                 demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged))
         return demands

@@ -149,6 +149,7 @@ class Inspect:
         outcomes: Collection[Outcome] = (),
         limit: int = 0,
         name: str = "",
+        group: str = "",
         select: Callable[[JobView], bool] | None = None,
     ) -> Iterator[JobView]:
         """Jobs in any of the states or with any of the outcomes (neither: all), newest first.
@@ -159,6 +160,8 @@ class Inspect:
         found = (view for view in self._views(self._ids(states, outcomes), states, outcomes))
         if name:
             found = (view for view in found if fnmatchcase(view.spec.name, name))
+        if group:
+            found = (view for view in found if view.spec.group == group)
         if select is not None:
             found = (view for view in found if select(view))
         return islice(found, limit or None)
@@ -529,7 +532,7 @@ class Inspect:
             return [_text(name) for name in self.client.lrange(self.keys.array(array, "places"), 0, -1)]
 
     def drains(self) -> dict[str, dict[str, Any]]:
-        """What is drained: node, channel or node/channel -> reason, since, by; deadline, then, pause, heard."""
+        """What is drained or paused: node, channel, node/channel or group:NAME -> reason, since, by, deadline, ..."""
         with translated():
             found = self.client.hgetall(self.keys.drains)
         return {_text(name): _description(data) or {} for name, data in found.items()}

@@ -68,7 +68,7 @@ inbox:<n>         list    ids of ended jobs that client n waits for             
 waiters:<id>      set     further clients that wait for one job                         1 day
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
-drains            hash    node, channel or node/channel -> why and since when (JSON)    until resumed
+drains            hash    node, channel, node/channel or group:<g> -> why (JSON)        until resumed
 dead              stream  messages nobody could read                                    capped
 masters           zset    masters that answer questions, by the time until they do      while any is there
 questions:<m>     list    questions to master instance m, about its history             1 minute, capped

@@ -265,7 +265,7 @@ class Moves:
     def drain(
         self, name: str, reason: str, by: str, within: float | None = None, then: str = "wait", pause: bool = False
     ) -> None:
-        """Send nothing new to a node, a channel or ``node/channel``, until it is resumed.
+        """Send nothing new to a node, a channel or ``node/channel``, or nothing of a ``group:``, until it is resumed.
 
         ``within`` seconds, what runs there may go on; ``then`` it may still (wait), or runs elsewhere (requeue), or is
         cancelled (kill). ``pause``: it is not meant to become empty.

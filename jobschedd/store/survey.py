@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,7 @@ import redis
 
 from jobschedd.errors import ProtocolError
 from jobschedd.job import HEADER_SIZE, State, Target, decode_header, decode_record, decode_spec
-from jobschedd.limits import Limits
+from jobschedd.limits import Limits, group_key
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 
@@ -34,7 +35,7 @@ class ChannelInfo(msgspec.Struct, frozen=True):
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """What a user said of a node or channel that takes no new jobs. Times in seconds since the epoch."""
+    """What a user said of a node, channel or group of which nothing is dispatched. Times in seconds since the epoch."""
 
     reason: str = ""
     by: str = ""
@@ -46,6 +47,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 LEFT = b"left"
+_GROUP = group_key("")
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
 UNREADABLE = ChannelInfo(node="", channel="")
 #: Ids at the head of a pending list that may be of jobs gone elsewhere.
@@ -131,7 +133,7 @@ class Survey:
         return read_channel(text)
 
     def drains(self) -> dict[str, Drain]:
-        """The names (node, channel or node/channel) that take no new jobs."""
+        """What is drained or paused: node, channel, node/channel or (see ``groups_among``) group."""
         with translated():
             found: Any = self._client.hgetall(self._keys.drains)
         return {name.decode(): _drain(text) for name, text in found.items()}
@@ -152,6 +154,11 @@ class Survey:
                 self._client.set(self._keys.identity, proposal, nx=True)
                 identity = self._client.get(self._keys.identity)
         return "" if identity is None else str(identity.decode())
+
+
+def groups_among(drains: Iterable[str]) -> frozenset[str]:
+    """The groups that are paused: they stand beside nodes and channels, under a name that none of those can have."""
+    return frozenset(name.removeprefix(_GROUP) for name in drains if name.startswith(_GROUP))
 
 
 def _texts(found: Any) -> dict[str, str]:

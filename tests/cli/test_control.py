@@ -159,3 +159,45 @@ def test_a_terminal_is_asked(fleet: Cluster, client: Client):
         terminal.sendline(answer)
         terminal.expect(pexpect.EOF)
         assert sum(len(chunk) for chunk in client.matching("pending")) == left
+
+
+def test_a_group_as_a_filter(fleet: Cluster, client: Client):
+    items = [{"command": ["true"], "channel": "nowhere", "group": group} for group in ("etl", "etl", "web")]
+    client.submit_many(items)
+    assert lines(fleet, "cancel", "--group", "etl", "--dry-run") == ["2"]
+    assert lines(fleet, "hold", "--group", "etl") == ["2 held"]
+    assert lines(fleet, "priority", "--group", "etl", "9") == ["2 priority 9"]
+    assert lines(fleet, "release", "--group", "etl", "--name", "x", stderr="jobsched: no job matches\n") == []
+    assert lines(fleet, "release", "--group", "etl") == ["2 released"]
+    assert status_of(fleet, "--group", "web", "--state", "pending") == {"pending": 1}
+    assert lines(fleet, "cancel", "--group", "etl") == ["2 cancelled"]
+    assert lines(fleet, "retry", "--group", "etl", "--state", "cancelled") == ["2 pending"]
+    assert status_of(fleet, "--group", "etl") == {"pending": 2}
+    assert [job.view.spec.group for job in client.jobs("pending", group="web")] == ["web"]
+
+
+def test_pause_of_a_group(fleet: Cluster, client: Client):
+    assert lines(fleet, "pause", "--group", "science", "--reason", "audit") == []
+    wait_until(lambda: client.inspect.drains()["group:science"].get("heard"), 10, "the leader knows")
+    job, other = client.submit(["true"], group="science"), client.submit(["true"], group="web")
+    client.wait([other], 15)
+    assert job.state == "pending"
+    assert "its group science is paused (audit, by " in lines(fleet, "explain", job.id)[0]
+    assert any(
+        row.split() == ["group:science", "paused", "0", "jobsched", "pause"] for row in lines(fleet, "limit", "list")
+    )
+    (row,) = [json.loads(text) for text in lines(fleet, "limit", "list", "--json") if "group:science" in text]
+    assert row == {"key": "group:science", "limit": None, "in_use": 0, "source": None, "paused": True}
+    assert lines(fleet, "resume", "--group", "science") == []
+    client.wait([job], 15)
+
+
+def test_pause_of_a_group_and_bad_words(fleet: Cluster):
+    both = "jobsched: give a NAME or a --group, not both\n"
+    for command in ("pause", "resume"):
+        lines(fleet, command, "n1", "--group", "g", code=2, stderr=both)
+        given = "jobsched: give the NAME of a node or channel, or a --group\n"
+        lines(fleet, command, code=2, stderr=given)
+        lines(fleet, command, "--group", "a b", code=2, stderr="jobsched: 'a b' is no name of a group\n")
+    refused = "jobsched: the group calm is not paused (drained or paused: nothing)\n"
+    lines(fleet, "resume", "--group", "calm", code=2, stderr=refused)

@@ -100,6 +100,25 @@ class TestUsersSayStop:
         driver.moves.drain("1", "lunch", "", pause=True)
         assert told(job) == ("paused", "It waits: 1 is paused (lunch); 'jobsched resume 1' lets it go on.")
 
+    def test_a_paused_group(self, driver, told):
+        driver.channel()
+        science, other = driver.submit(group="science"), driver.submit(group="other")
+        driver.moves.drain("group:science", "audit", "root", pause=True)
+        assert told(*science) == (
+            "paused",
+            "It waits: its group science is paused (audit, by root); 'jobsched resume --group science' lets it go on.",
+        )
+        assert told(*other)[0] == "starting"
+
+    def test_a_running_array_of_a_paused_group(self, driver, told):
+        channel = driver.channel(window=1)
+        (array,) = driver.submit(array="1-2", group="science")
+        driver.dispatch(channel)
+        driver.moves.drain("group:science", "", "", pause=True)
+        assert told(array)[0] == "paused" and told(f"{array}_2")[0] == "paused"
+        driver.dispatch(driver.channel("2"))
+        assert told(array)[0] == "array", "all of its tasks are out"
+
     def test_another_channel_is_not_drained(self, driver, told):
         driver.channel()
         driver.channel("2")
