@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+#: The slots of its channel that a job takes at once: every channel has them without declaring them.
+SLOTS = "slots"
+MOST_SLOTS = 1024
 MOST = 1 << 50
 MOST_NAMES = 16
 MOST_GPUS = 1024
@@ -28,7 +31,7 @@ def parse_amount(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str) or len(text) > 40:
         raise ValueError(f"{name}: expected an amount")
     amount = _amount(name, text)
-    if not 0 < amount <= MOST:
+    if not 0 < amount <= (MOST_SLOTS if name == SLOTS else MOST):
         raise ValueError(f"{name}: {text!r} is out of range")
     return amount
 

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from jobschedd.amounts import SLOTS
 from jobschedd.errors import ProtocolError
 from jobschedd.labels import matches
 
@@ -224,6 +225,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     all_nodes: bool = False  # one task for each place
     schedule: str = ""  # the schedule that fired it
     scheduled_for: int = 0  # and for which of its times, in milliseconds since the epoch
+
+    @property
+    def slots(self) -> int:
+        """How many slots of its channel it takes at once."""
+        return self.resources.get(SLOTS, 1) if self.resources else 1
 
     @property
     def what(self) -> str:
@@ -560,9 +566,19 @@ class Target(msgspec.Struct, frozen=True):
             and (labels.issuperset(self.labels) or all(matches(label, labels) for label in self.labels))
         )
 
-    def fits(self, resources: Mapping[str, int]) -> bool:
+    @property
+    def slots(self) -> int:
+        """How many slots of a channel each job of this class takes at once."""
+        return dict(self.resources).get(SLOTS, 1) if self.resources else 1
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """What it asks for beside slots."""
+        return {name: amount for name, amount in self.resources if name != SLOTS}
+
+    def fits(self, resources: Mapping[str, int], slots: int) -> bool:
         """Whether a channel that has so much could run a job of this class, were it alone there."""
-        return all(resources.get(name, 0) >= amount for name, amount in self.resources)
+        return self.slots <= slots and all(resources.get(name, 0) >= amount for name, amount in self.amounts.items())
 
 
 @functools.lru_cache(maxsize=1024)

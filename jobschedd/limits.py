@@ -151,6 +151,7 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     c: tuple[tuple[int, tuple[str, ...]], ...] = ()
     u: tuple[str, dict[str, int], dict[str, int]] | None = None
     g: tuple[int, ...] = ()
+    s: int = 1
 
     def encoded(self) -> bytes:
         """Empty where there is nothing to see to: ordinary jobs pay nothing."""
@@ -175,7 +176,8 @@ def terms_of(
         l=tuple((key, -1 if setting is None else _number(setting)) for key, setting in numbers),
         r=tuple((key, rate.count, rate.ms) for key, setting in rates if isinstance(rate := setting.limit, Rate)),
         c=tuple((most, tuple(streams)) for most, streams in places),
-        u=(place, dict(have or {}), dict(target.resources)) if target.resources else None,
+        u=(place, dict(have or {}), amounts) if (amounts := target.amounts) else None,
+        s=target.slots,
     )
 
 

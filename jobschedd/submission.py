@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobschedd.amounts import parse_amount
+from jobschedd.amounts import MOST_SLOTS, SLOTS, parse_amount
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob
 from jobschedd.indices import Indices, count, parse_indices
@@ -345,13 +345,18 @@ def _limit_keys(field: str, value: Any) -> dict[str, int]:
 
 
 def _resources(values: dict[str, Any]) -> dict[str, int]:
-    """``cpus``, ``memory``, ``gpus`` and what else ``resources`` names, taken out of ``values``."""
+    """``slots``, ``cpus``, ``memory``, ``gpus`` and what else ``resources`` names, taken out of ``values``.
+
+    One slot is what every job takes: it is not mentioned.
+    """
     asked: dict[str, int] = values.pop("resources", {})
     for name in _OWN_RESOURCES:
         if name in values:
             if name in asked:
                 raise InvalidJob(name, "is asked for twice: here and in resources")
             asked[name] = values.pop(name)
+    if asked.get(SLOTS) == 1:
+        del asked[SLOTS]
     return asked
 
 
@@ -528,6 +533,7 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "follow": _boolean,
     "group": _name,
     "avoid_failed": _boolean,
+    "slots": _whole(1, MOST_SLOTS),
     "cpus": _amount,
     "memory": _amount,
     "gpus": _amount,
@@ -542,5 +548,5 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "all_channels": _boolean,
     "max_failures": _whole(1, 10_000_000),
 }
-_OWN_RESOURCES = ("cpus", "memory", "gpus")
+_OWN_RESOURCES = (SLOTS, "cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

@@ -218,6 +218,7 @@ class FakeChannel:
             slots=slots,
             pid=1,
             resources=resources or {},
+            most_slots=slots,
         )
         self.home = home
         self.register(window, lease)

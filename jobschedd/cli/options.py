@@ -25,6 +25,7 @@ _OPTIONS = (
     click.option("--priority", type=int, metavar="N", help="-100 to 100; higher goes first. [default: 0]"),
     click.option("--in", "delay", metavar="DURATION", help="Run after this time: 90, 5m, 2h, 1d."),
     click.option("--at", metavar="TIME", help="Run at this time: ISO 8601, local where it names no zone."),
+    click.option("--slots", type=int, metavar="N", help="Slots of its channel that it takes at once. [default: 1]"),
     click.option("--cpus", metavar="N", help="Processors that it needs of its channel's: 2, 0.5."),
     click.option("--memory", metavar="SIZE", help="Memory that it needs: 512M, 16G."),
     click.option("--gpus", metavar="N", help="GPUs that it needs; which, says CUDA_VISIBLE_DEVICES."),
@@ -93,8 +94,9 @@ _SPOKEN = {
     "resources": "--resource",
 }
 _NAMES = frozenset(
-    "channel node group cpus memory gpus priority at after retries retry_delay retry_on timeout expires lost_after "
-    "overlap max_crashes key key_scope env cwd array all all_channels max_failures name stdin shell kwargs".split()
+    "channel node group slots cpus memory gpus priority at after retries retry_delay retry_on timeout expires "
+    "lost_after overlap max_crashes key key_scope env cwd array all all_channels max_failures name stdin "
+    "shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

@@ -66,6 +66,7 @@ class Options(TypedDict, total=False):
     follow: bool  # live output from the start
     avoid_failed: bool  # a retry goes to another node than the one where it failed, where there is one
     group: str  # who shares the fleet with whom
+    slots: int  # of its channel's, taken at once
     cpus: float | str
     memory: int | str  # bytes, or text like 16G
     gpus: int

@@ -149,8 +149,9 @@ class Facts:
 
     @cached_property
     def free(self) -> tuple[ChannelView, ...]:
-        """Those that have room for one more."""
-        return tuple(channel for channel in self.up if channel.entries < max(channel.window, _foreign_slots(channel)))
+        """Those that have room for it."""
+        slots = self.target.slots
+        return tuple(one for one in self.up if one.entries + slots <= max(one.window, _foreign_slots(one)))
 
     @cached_property
     def place(self) -> ChannelView | None:

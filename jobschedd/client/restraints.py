@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from jobschedd.amounts import show
+from jobschedd.amounts import SLOTS, show
 from jobschedd.client.facts import Facts
 from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
@@ -21,10 +21,10 @@ _NAMED = 3
 def too_large(facts: Facts) -> Reason | None:
     """It asks for more than any channel has, even an idle one."""
     target = facts.target
-    if not target.resources or any(target.fits(channel.resources) for channel in facts.candidates):
+    if not target.resources or any(target.fits(one.resources, one.most_slots) for one in facts.candidates):
         return None
     asked = dict(target.resources)
-    most = {name: max((one.resources.get(name, 0) for one in facts.candidates), default=0) for name in asked}
+    most = {name: max((_amount(one, name) for one in facts.candidates), default=0) for name in asked}
     return Reason(
         "too_large",
         lambda: (
@@ -32,6 +32,10 @@ def too_large(facts: Facts) -> Reason | None:
             f"(the most is {show(most)}); it goes on once one has."
         ),
     )
+
+
+def _amount(channel: ChannelView, name: str) -> int:
+    return channel.most_slots if name == SLOTS else channel.resources.get(name, 0)
 
 
 def limit(facts: Facts) -> Reason | None:
@@ -118,9 +122,9 @@ def elsewhere(facts: Facts) -> Reason | None:
 def resources(facts: Facts) -> Reason | None:
     """Whoever has as much is using it."""
     target = facts.target
-    if not target.resources:
+    if not target.amounts:
         return None
-    able = [channel for channel in facts.up if target.fits(channel.resources)]
+    able = [channel for channel in facts.up if target.fits(channel.resources, channel.most_slots)]
     short = {channel.name: _short(facts, channel) for channel in able}
     if not able or not all(short.values()):
         return None
@@ -128,7 +132,7 @@ def resources(facts: Facts) -> Reason | None:
     return Reason(
         "resources",
         lambda: (
-            f"It waits: it asks for {show(dict(target.resources))}, and other jobs use the {names} of "
+            f"It waits: it asks for {show(target.amounts)}, and other jobs use the {names} of "
             f"{_some(sorted(short))}; it goes on when enough of them have ended."
         ),
     )
@@ -136,7 +140,23 @@ def resources(facts: Facts) -> Reason | None:
 
 def _short(facts: Facts, channel: ChannelView) -> list[str]:
     used = facts.fleet.used(channel.name)
-    return [name for name, n in facts.target.resources if channel.resources.get(name, 0) - used.get(name, 0) < n]
+    return [name for name, n in facts.target.amounts.items() if channel.resources.get(name, 0) - used.get(name, 0) < n]
+
+
+def slots(facts: Facts) -> Reason | None:
+    """It takes several slots at once, and no channel has so many free."""
+    target = facts.target
+    able = [channel for channel in facts.up if target.fits(channel.resources, channel.most_slots)]
+    if target.slots == 1 or not able or any(channel in facts.free for channel in able):
+        return None
+    best = max(able, key=lambda channel: channel.free_slots)
+    return Reason(
+        "slots",
+        lambda: (
+            f"It waits: it takes {target.slots} slots of one channel at once, and nowhere are so many free (the most "
+            f"is {best.free_slots} of {best.slots}, on {best.name}); it goes on when enough jobs there have ended."
+        ),
+    )
 
 
 def turn(facts: Facts) -> Reason | None:

@@ -439,6 +439,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         restraints.place_limit,
         restraints.elsewhere,
         restraints.resources,
+        restraints.slots,
         higher_priority,
         restraints.turn,
         busy,

@@ -18,7 +18,6 @@ from jobschedd.schedule import Schedule, schedule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
-MOST_SLOTS = 1024
 LARGEST_SIZE = 2**40
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})", re.ASCII)
@@ -343,6 +342,8 @@ def weight(key: str, content: object) -> int:
 
 def resource(key: str, content: object) -> int | tuple[str, ...]:
     """How much a channel has; of GPUs, how many (numbered from 0) or which: a list of numbers or names."""
+    if key == amounts.SLOTS:
+        raise ValueError("every channel has its slots to give without saying so here: set slots of the channel itself")
     if key == "gpus" and isinstance(content, list):
         devices = tuple(str(typed(device)) for device in content)
         for device in devices:
@@ -437,7 +438,7 @@ Duration = Annotated[float, Read(duration)]
 PositiveDuration = Annotated[float, Read(positive_duration)]
 Size = Annotated[int, Read(size)]
 Budget = Annotated[float, Read(budget)]
-Slots = Annotated[int, Read(lambda value: whole(value, 1, MOST_SLOTS))]
+Slots = Annotated[int, Read(lambda value: whole(value, 1, amounts.MOST_SLOTS))]
 Retries = Annotated[int, Read(lambda value: whole(value, 0, 100))]
 Count = Annotated[int, Read(lambda value: whole(value, 1, 10**9))]
 Umask = Annotated[int, Read(umask)]

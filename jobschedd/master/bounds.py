@@ -47,7 +47,7 @@ class Bounds:
     def terms(self, target: Target, view: ChannelView, views: Iterable[ChannelView]) -> bytes:
         """For jobs of this class on this channel. ``views``: all channels, its node's others among them."""
         places = self._places(view, views)
-        if places or target.resources:
+        if places or target.amounts:
             return terms_of(target, self._limits, places, view.place, view.resources).encoded()
         if target not in self._terms:
             self._terms[target] = terms_of(target, self._limits).encoded()

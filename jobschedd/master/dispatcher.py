@@ -371,8 +371,15 @@ class Dispatcher:
         self._remembered |= {info.incarnation: info.labels for info in new}
 
     def _view(self, incarnation: str, info: ChannelInfo) -> ChannelView:
-        labels = frozenset(info.labels)
-        return ChannelView(incarnation, info.node, info.channel, max(1, info.slots), labels, resources=info.resources)
+        return ChannelView(
+            incarnation,
+            info.node,
+            info.channel,
+            max(1, info.slots),
+            frozenset(info.labels),
+            resources=info.resources,
+            most_slots=info.most_slots,
+        )
 
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)

@@ -27,6 +27,7 @@ class ChannelView:
     entries: int = 0  # in its stream: what it runs and what it holds for the next moments
     open: bool = True
     resources: Mapping[str, int] = field(default_factory=dict)
+    most_slots: int = 1  # that one job may take
     full: bool = False  # a limit of its node or name lets no more in, until something of it ends
 
     @property
@@ -62,13 +63,20 @@ class Demand:
     aged: int = 0  # steps that it has gained by waiting
 
     @property
+    def slots(self) -> int:
+        """How many slots, and so how much of a window, each of them takes."""
+        return self.target.slots
+
+    @property
     def rank(self) -> int:
         """What it is ordered by: its priority, and what waiting has added."""
         return min(HIGHEST_PRIORITY, self.priority + self.aged)
 
 
 def _could_run(target: Target, view: ChannelView) -> bool:
-    return target.admits(view.node, view.name, view.labels) and (not target.resources or target.fits(view.resources))
+    return target.admits(view.node, view.name, view.labels) and (
+        not target.resources or target.fits(view.resources, view.most_slots)
+    )
 
 
 def _elsewhere(candidates: list[ChannelView], everywhere: Iterable[ChannelView], target: Target) -> list[ChannelView]:
@@ -112,13 +120,15 @@ class _Room:
         found = [channel for channel in self.free if _could_run(target, channel)]
         if demand.closed:
             found = [channel for channel in found if channel.place not in demand.closed]
+        if demand.slots > 1:
+            found = [channel for channel in found if channel.room >= demand.slots]
         return _elsewhere(found, self._channels, target) if target.avoid else found
 
     def give(self, demand: Demand, channel: ChannelView, count: int) -> int:
         """Note it; the count again."""
         if not count:
             return 0
-        channel.entries += count
+        channel.entries += count * demand.slots
         self.most -= count
         key = (demand.job_class, demand.priority, channel.incarnation)
         before = self._given[key].count if key in self._given else 0
@@ -232,7 +242,7 @@ class Placement:
             if served >= wanted or room.over:
                 break
             candidates = room.candidates(demand)
-            given = self._divide(candidates, min(room.left(demand), wanted - served, room.most))
+            given = self._divide(candidates, min(room.left(demand), wanted - served, room.most), demand.slots)
             if given and not served:
                 self._last[rank, group] = demand.job_class
             for channel in candidates:
@@ -245,12 +255,13 @@ class Placement:
         last = self._last.get((rank, group), -1)
         return [peer for peer in peers if peer.job_class > last] + [peer for peer in peers if peer.job_class <= last]
 
-    def _divide(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:
-        if count >= sum(channel.room for channel in candidates):
-            return {channel.incarnation: channel.room for channel in candidates}
-        return getattr(self, f"_{self.policy}")(candidates, count)  # type: ignore[no-any-return]
+    def _divide(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
+        """Who gets how many of ``count`` jobs that take ``slots`` slots each."""
+        if count >= sum(channel.room // slots for channel in candidates):
+            return {channel.incarnation: channel.room // slots for channel in candidates}
+        return getattr(self, f"_{self.policy}")(candidates, count, slots)  # type: ignore[no-any-return]
 
-    def _least_loaded(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:
+    def _least_loaded(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
         """One by one to whichever is least loaded then; equals in random order."""
         given: dict[str, int] = {}
         heap = [(channel.load, self.random.random(), channel) for channel in candidates]
@@ -258,20 +269,20 @@ class Placement:
         for _ in range(count):
             _, tie, channel = heap[0]
             taken = given[channel.incarnation] = given.get(channel.incarnation, 0) + 1
-            if taken < channel.room:
-                heapq.heapreplace(heap, ((channel.entries + taken) / channel.slots, tie, channel))
+            if taken < channel.room // slots:
+                heapq.heapreplace(heap, ((channel.entries + taken * slots) / channel.slots, tie, channel))
             else:
                 heapq.heappop(heap)
         return given
 
-    def _round_robin(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:
+    def _round_robin(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
         ring = sorted(candidates, key=lambda channel: (channel.node, channel.name, channel.incarnation))
         given: dict[str, int] = {}
         position = self._position
         while count:
             channel = ring[position % len(ring)]
             position += 1
-            if given.get(channel.incarnation, 0) < channel.room:
+            if given.get(channel.incarnation, 0) < channel.room // slots:
                 given[channel.incarnation] = given.get(channel.incarnation, 0) + 1
                 count -= 1
         self._position = position
@@ -279,14 +290,14 @@ class Placement:
 
     _position: int = 0
 
-    def _random(self, candidates: Sequence[ChannelView], count: int) -> dict[str, int]:
+    def _random(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
         given: dict[str, int] = {}
         open_ones = list(candidates)
         for _ in range(count):
             number = self.random.randrange(len(open_ones))
             channel = open_ones[number]
             taken = given[channel.incarnation] = given.get(channel.incarnation, 0) + 1
-            if taken >= channel.room:
+            if taken >= channel.room // slots:
                 open_ones[number] = open_ones[-1]
                 open_ones.pop()
         return given

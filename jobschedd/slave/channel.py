@@ -86,6 +86,8 @@ class Supervision(Protocol):
 
 
 RUN, DRAIN, NOW = 0, 1, 2
+#: A window that nobody says: ours has to be said again.
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Channel:
         self._unconfirmed: dict[str, Order] = {}  # orders whose results wait for an answer
         self._foreign: dict[str, str] = {}  # entries of data that were given up, and the identity of those
         self._waiting_for = ""  # our announcement that the master has not taken in yet
-        self._said_window = -1
+        self._said_window = _UNKNOWN
         self._window_filled = False  # by the orders received since the last report call
         self._pause_until = 0.0
         self._tick_due = 0.0
@@ -417,6 +419,8 @@ class Channel:
                 transport=settings.transport,
                 aside=self._home.aside(),
                 resources=dict(settings.resources),
+                # On the classic wire nothing tells whether several are free at once.
+                most_slots=settings.slots if settings.transport == "stream" else 1,
             )
         )
 
@@ -469,8 +473,11 @@ class Channel:
         orders = [order for entry in entries if (order := self._order(entry)) is not None]
         if len(entries) < ORDERS_PER_READ:
             self._said = None
+        slots_before = self._executor.extra_slots
         self._executor.accept(orders)
         self._window_filled = self._unanswered() >= self._said_window
+        if self._executor.extra_slots != slots_before:
+            self._said_window = _UNKNOWN  # whoever sent them took their slots off it
         for hint in hints:
             self._take_hint(hint)
         self._open.read_orders(self._received)
@@ -526,6 +533,7 @@ class Channel:
         if hint.what == "cancel":
             # After a reconnect old hints are read again; the job may have been retried by a user since.
             self._executor.cancel(hint.job, hint.attempt)
+            self._said_window = _UNKNOWN  # its order may have got lost, with slots that were taken off the window
         elif hint.what == "interrupt":
             self._executor.interrupt(hint.job, hint.attempt)
         else:
@@ -727,7 +735,8 @@ class Channel:
         if self._level != RUN or now < self._pause_until or self._executor.reserved:
             return 0
         longest = max((now - running.since for running in self._executor.running()), default=0.0)
-        return max(0, self._window.size(longest) - self._home.busy_elsewhere() - len(self._foreign))
+        taken = self._executor.extra_slots + self._home.busy_elsewhere() + len(self._foreign)
+        return max(0, self._window.size(longest) - taken)
 
     def _publish(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
         self._guarded(lambda: self._open.publish_output(job, attempt, fd, offset, data))

@@ -14,6 +14,14 @@ from jobschedd.slave.settings import ExecutionSettings
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Names that only this software gives a value to.
 OWN_PREFIX: Final = "JOBSCHED_"
+#: Variables that only some jobs have.
+_NOT_ALWAYS: Final = (
+    "JOBSCHED_ARRAY_ID",
+    "JOBSCHED_ARRAY_INDEX",
+    "JOBSCHED_SCHEDULE",
+    "JOBSCHED_SCHEDULED_FOR",
+    "JOBSCHED_SLOTS",
+)
 
 
 def node_environment(settings: ExecutionSettings) -> dict[str, str]:
@@ -37,6 +45,8 @@ def job_variables(order: Order, settings: ExecutionSettings) -> dict[str, str]:
     if order.spec.schedule:
         variables["JOBSCHED_SCHEDULE"] = order.spec.schedule
         variables["JOBSCHED_SCHEDULED_FOR"] = _utc(order.spec.scheduled_for)
+    if order.spec.slots > 1:
+        variables["JOBSCHED_SLOTS"] = str(order.spec.slots)
     task = task_of(order.job)
     if task is not None:
         variables["JOBSCHED_ARRAY_ID"], variables["JOBSCHED_ARRAY_INDEX"] = task[0], str(task[1])
@@ -57,7 +67,7 @@ def job_environment(order: Order, settings: ExecutionSettings) -> dict[str, str]
     for name, value in order.spec.env.items():
         if not (name.startswith(OWN_PREFIX) and name in environment):
             environment[name] = value
-    for name in ("JOBSCHED_ARRAY_ID", "JOBSCHED_ARRAY_INDEX", "JOBSCHED_SCHEDULE", "JOBSCHED_SCHEDULED_FOR"):
+    for name in _NOT_ALWAYS:
         environment.pop(name, None)
     environment.update(job_variables(order, settings))
     return environment

@@ -3,6 +3,8 @@
 A slot runs one command, or keeps a warm runner that gets functions: several at a time when they are expected
 to be short, so that the runner need not wait for us between two of them.
 
+An order may take several slots: the one that it runs in, and others that nothing starts in while it is here.
+
 A suspect, that is an order whose job ran when a channel process died, has the channel for itself. If it was the
 culprit, it is alone when the next process dies, and no bystander is taken for poison with it.
 """
@@ -10,7 +12,7 @@ culprit, it is alone when the next process dies, and no bystander is taken for p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +47,8 @@ class Executor:
     """The slots of one channel. ``on_end`` is called once for every order that was accepted and not given back."""
 
     def __init__(self, slots: int, loop: Loop, settings: ExecutionSettings, register: Register, on_end: OnEnd) -> None:
-        self._slots = range(slots)
+        self._slots: Sequence[int] = range(slots)  # all but those that an order has beside its own
+        self._extra: dict[str, list[int]] = {}  # entry -> those
         self._loop = loop
         self._settings = settings
         self._register = register
@@ -57,6 +60,7 @@ class Executor:
         self._got_on: dict[int, float] = {}  # boot time at which a slot's runner last began or ended something
         self._ended_slots: set[int] = set()
         self._suspect = ""  # the entry of the suspect that was started
+        self.extra_slots = 0  # what the orders here take beyond one slot each
         self.depth = 1  # functions that a runner may hold, the current one included
         self.short_of_resources = False  # the last start failed for want of processes, memory or files
 
@@ -72,6 +76,8 @@ class Executor:
         for order in orders:
             self._entries[order.entry] = (order.job, order.attempt)
             self._held.append((order, now))
+            if order.spec.resources:
+                self.extra_slots += order.spec.slots - 1
 
     def fill(self) -> None:
         """Start what is held, in order, as far as the slots go."""
@@ -82,6 +88,8 @@ class Executor:
             order, _ = self._held.popleft()
             if order.crashes:
                 self._suspect = order.entry
+            if self.extra_slots and order.spec.slots > 1:
+                self._take_extra(order, slot)
             if order.spec.function is not None:
                 self._hand_over(order, slot)
             elif not self._start_command(order, slot):
@@ -116,6 +124,9 @@ class Executor:
         self._entries.pop(order.entry, None)
         if order.entry == self._suspect:
             self._suspect = ""
+        if self.extra_slots and order.spec.slots > 1:
+            self.extra_slots -= order.spec.slots - 1
+            self._free_extra(order)
 
     def _behind(self, seconds: float) -> bool:
         """Whether some runner has not got on for that long, with more than one function in hand."""
@@ -152,7 +163,8 @@ class Executor:
 
     def slots_in_use(self) -> int:
         """Slots that run something."""
-        return len(self._commands) + sum(1 for runner in self._runners.values() if runner.in_flight)
+        extra = sum(map(len, self._extra.values()))
+        return len(self._commands) + sum(1 for runner in self._runners.values() if runner.in_flight) + extra
 
     def settle(self) -> None:
         """The results so far are in the spool: nothing of them is running any more, as far as a successor cares."""
@@ -234,6 +246,8 @@ class Executor:
     # -- slots ------------------------------------------------------------------------------------------------
 
     def _slot_for(self, order: Order) -> int | None:
+        if self.extra_slots and order.spec.slots > 1:
+            return self._slot_among_many(order)
         if order.spec.function is None:
             for slot in self._slots:
                 if self._is_free(slot):
@@ -241,6 +255,28 @@ class Executor:
             return None
         open_slots = [slot for slot in self._slots if slot not in self._commands and self._in_flight(slot) < self.depth]
         return min(open_slots, key=lambda slot: (self._in_flight(slot), slot not in self._runners), default=None)
+
+    def _slot_among_many(self, order: Order) -> int | None:
+        """One of as many free slots as it takes: for a function one with a warm runner, if there is any."""
+        free = [slot for slot in self._slots if self._is_free(slot)]
+        if len(free) < order.spec.slots:
+            return None
+        wants_runner = order.spec.function is not None
+        return min(free, key=lambda slot: (slot in self._runners) != wants_runner)
+
+    def _take_extra(self, order: Order, own: int) -> None:
+        """Slots beside its own. They are noted as its own is: a successor must not take them for free."""
+        extra = [slot for slot in self._slots if slot != own and self._is_free(slot)][: order.spec.slots - 1]
+        self._extra[order.entry] = extra
+        self._slots = [slot for slot in self._slots if slot not in extra]
+        for slot in extra:
+            self._register.note(slot, order.entry)
+            self._ended_slots.discard(slot)
+
+    def _free_extra(self, order: Order) -> None:
+        extra = self._extra.pop(order.entry, [])
+        self._slots = sorted([*self._slots, *extra])
+        self._ended_slots.update(extra)
 
     def _is_free(self, slot: int) -> bool:
         return slot not in self._commands and not self._in_flight(slot)
@@ -278,6 +314,7 @@ class Executor:
                 self.short_of_resources = True
                 self._held.appendleft((order, self._loop.clock.boottime()))
                 self._suspect = ""
+                self._free_extra(order)
                 return False
             now = self._now()
             result = Result(outcome=Outcome.FAILED, cause=error.cause, error=error.message, started=now, ended=now)

@@ -544,7 +544,8 @@ class Inspect:
             return True
         if not plain:
             return any(
-                target.admits(view.node, view.channel, frozenset(view.labels)) and target.fits(view.resources)
+                target.admits(view.node, view.channel, frozenset(view.labels))
+                and target.fits(view.resources, view.most_slots)
                 for view in self.channels()
             )
         with translated():
@@ -883,6 +884,7 @@ def _channel(
         drain_reason=reason,
         aside=int(about.get("aside") or 0),
         resources=_amounts(about.get("resources")),
+        most_slots=int(about.get("most_slots") or 1),
     )
 
 

@@ -31,6 +31,7 @@ class ChannelInfo(msgspec.Struct, frozen=True):
     started: float = 0.0
     transport: str = "stream"
     resources: dict[str, int] = {}
+    most_slots: int = 1  # that one job may take at once: a channel of an earlier version knows of one only
     aside: int = 0  # results of lost data that its node keeps and nobody asks for
 
 

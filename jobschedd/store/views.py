@@ -255,6 +255,7 @@ class ChannelView:
     started: float
     drain_reason: str | None
     resources: dict[str, int] = field(default_factory=dict)  # what it has, in the smallest units
+    most_slots: int = 1  # that one job may take
     aside: int = 0  # results of data that were given up, kept on its node
 
     @property
@@ -264,8 +265,14 @@ class ChannelView:
 
     @property
     def busy(self) -> int:
-        """Slots in use, as far as the store can tell."""
-        return min(self.entries, self.slots)
+        """Slots in use, as far as the store can tell: what one job has beside its first is missing from the window."""
+        more = max(0, self.slots - self.window) if self.window > 0 else 0
+        return min(self.entries + more, self.slots)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that a job may take now; what is only expected to be free in a moment does not count."""
+        return max(0, min(self.slots, self.window - self.entries))
 
     def json(self) -> dict[str, Any]:
         """As in docs/json.md."""

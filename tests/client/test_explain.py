@@ -386,6 +386,29 @@ class TestRestraints:
             "it goes on once one has.",
         )
 
+    def test_more_slots_than_any_channel_has(self, driver, told):
+        driver.channel(slots=2)
+        driver.channel("2", slots=3)
+        (job,) = driver.submit(slots=4)
+        code, sentence = told(job)
+        assert code == "too_large"
+        assert "it asks for slots 4, and no channel that is known has so much (the most is slots 3)" in sentence
+
+    def test_slots_that_are_not_free_at_once(self, driver, told):
+        busy, fuller = driver.channel(slots=4, window=4), driver.channel("2", slots=4, window=4)
+        driver.channel("3", slots=2, window=2)
+        driver.submit(5)
+        driver.dispatch(busy, 2)
+        driver.dispatch(fuller, 3)
+        (job,) = driver.submit(slots=3)
+        assert told(job) == (
+            "slots",
+            "It waits: it takes 3 slots of one channel at once, and nowhere are so many free (the most is 2 of 4, on "
+            "n1/1); it goes on when enough jobs there have ended.",
+        )
+        busy.report(busy.jobs()[0])
+        assert told(job)[0] == "starting"
+
     def test_resources_in_use(self, driver, told):
         channel = driver.channel(resources={"cpus": 4000, "gpus": 1})
         first, second = driver.submit(2, gpus=1, cpus=1)

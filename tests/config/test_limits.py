@@ -43,6 +43,7 @@ def test_resources(tmp_path):
         ("master: {ageing: 0}\n", "at least 1ms"),
         (CHANNELS % ("cpus: x", ""), "no number of processors"),
         (CHANNELS % ("Big: 1", ""), "no name of a resource"),
+        (CHANNELS % ("slots: 2", ""), "set slots of the channel itself"),
         (CHANNELS % ("gpus: [0, 0]", ""), "more than once"),
         (CHANNELS % ("gpus: 2", "gpus: [1]"), "GPU 1 belongs to channel '1' already"),
     ],

@@ -1,4 +1,4 @@
-"""Limits and resources under kills: never one too many, by the jobs' own account, and nothing is held for ever.
+"""Limits, resources and slots under kills: never one too many, by the jobs' own account, and nothing is held for ever.
 
 Each job takes one of as many file locks as its limit allows. The kernel lets go of a lock when its process dies, so
 that a job that finds all of them taken has caught the scheduler with one too many.
@@ -52,23 +52,28 @@ def take(directory, kind, names):
         told.write(f"{kind} {names} {os.environ['JOBSCHED_JOB_ID']} {os.environ['JOBSCHED_ATTEMPT']}\\n")
     return None
 
-def limited(tag, path, directory, kind, most, seconds):
+def slots(directory, count):
+    """So many of the three that the channel has."""
+    channel = os.environ["JOBSCHED_CHANNEL"]
+    return [take(directory, "slot", [f"{channel}-{number}" for number in range(3)]) for _ in range(count)]
+
+def run(tag, path, seconds, held):
     import ledger_job
-    held = take(directory, kind, range(most))
     try:
         return ledger_job.run(tag, path, seconds)
     finally:
-        if held:
-            held.close()
+        for file in filter(None, held):
+            file.close()
+
+def limited(tag, path, directory, kind, most, seconds):
+    return run(tag, path, seconds, [*slots(directory, 1), take(directory, kind, range(most))])
 
 def with_gpu(tag, path, directory, seconds):
-    import ledger_job
-    held = take(directory, "gpu", [os.environ["CUDA_VISIBLE_DEVICES"]])
-    try:
-        return ledger_job.run(tag, path, seconds)
-    finally:
-        if held:
-            held.close()
+    gpu = take(directory, "gpu", [os.environ["CUDA_VISIBLE_DEVICES"]])
+    return run(tag, path, seconds, [*slots(directory, 1), gpu])
+
+def with_slots(tag, path, directory, count, seconds):
+    return run(tag, path, seconds, slots(directory, count))
 '''
 
 
@@ -101,6 +106,9 @@ def _under_fire(cluster, ledger, redis_server, monkeypatch, seconds: float, jobs
         kwargs = one["kwargs"] | {"directory": str(directory)}
         if kind == "gpu":
             return one | {"function": "limited_job:with_gpu", "kwargs": kwargs, "gpus": 1}
+        if kind in ("2", "3"):
+            kwargs["count"] = int(kind)
+            return one | {"function": "limited_job:with_slots", "kwargs": kwargs, "slots": int(kind)}
         asked = {"limit_keys": [f"db={LIMIT}"]} if kind == "db" else {"group": "g"}
         return one | {"function": "limited_job:limited", "kwargs": kwargs | {"kind": kind, "most": LIMIT}, **asked}
 
@@ -108,7 +116,8 @@ def _under_fire(cluster, ledger, redis_server, monkeypatch, seconds: float, jobs
     with tallied("limits", "all", seed=SEED) as figures, cluster.client() as client:
         client.set_limit("group:g", LIMIT)
         for _ in range(jobs // 60):
-            ledger.submit(client, [item(kind) for kind in ("db", "g", "gpu") for _ in range(20)])
+            ledger.submit(client, [item(kind) for kind in ("db", "g", "gpu") for _ in range(16)])
+            ledger.submit(client, [item(kind) for kind in ("2", "3") for _ in range(6)])
         until = time.monotonic() + seconds
         nemesis.rage(lambda: time.monotonic() < until)
         print(f"FAULTS_SEED={SEED}", *nemesis.story, sep="\n")

@@ -17,6 +17,7 @@ ANYWHERE = Target()
 
 
 def channel(name: str, window: int = 1, entries: int = 0, **more) -> ChannelView:
+    more.setdefault("most_slots", more.get("slots", 1))
     return ChannelView(f"inc-{name}", "n1", name, window=window, entries=entries, **more)
 
 
@@ -42,6 +43,7 @@ CHANNELS = st.lists(
         node=st.sampled_from(["n1", "n2"]),
         name=st.sampled_from(["1", "2", "gpu"]),
         slots=st.integers(1, 4),
+        most_slots=st.integers(1, 4),
         labels=st.frozensets(st.sampled_from(["gpu", "big"])),
         window=st.integers(-1, 8),
         entries=st.integers(0, 8),
@@ -52,6 +54,7 @@ CHANNELS = st.lists(
 )
 TARGETS = st.builds(
     Target,
+    resources=st.sampled_from([(), (), (("slots", 2),), (("slots", 3),)]),
     node=st.sampled_from(["", "n1", "n3"]),
     channel=st.sampled_from(["", "gpu"]),
     labels=st.sampled_from([(), ("gpu",), ("absent",)]),
@@ -82,22 +85,28 @@ def test_the_laws(policy):
             view = by_name[share.incarnation]
             assert share.count > 0
             assert share.demand.target.admits(view.node, view.name, view.labels)
-            used[share.incarnation] += share.count
+            assert share.demand.slots <= view.most_slots
+            used[share.incarnation] += share.count * share.demand.slots
             served[share.demand] += share.count
         assert all(used[name] <= room[name] for name in used), "room is never exceeded"
         assert all(served[one] <= one.count for one in served), "nobody gets more than he asked for"
         assert sum(served.values()) <= most
-        # A demand goes short only where nothing that admits it has room left, or the call may move no more.
+
+        def could_run(one, view):
+            return one.target.admits(view.node, view.name, view.labels) and one.slots <= view.most_slots
+
+        # A demand goes short only where nothing that admits it has room for one more, or the call may move no more.
         for one in demands:
             if served[one] < one.count and sum(served.values()) < most:
                 for view in channels:
-                    if one.target.admits(view.node, view.name, view.labels):
-                        assert used[view.incarnation] == room[view.incarnation]
-        # Strict priority: whatever a channel took, no higher demand that it admits went short.
+                    if could_run(one, view):
+                        assert room[view.incarnation] - used[view.incarnation] < one.slots
+        # Strict priority: whatever a channel took, no higher demand that could have had it went short.
         for share in shares:
             view = by_name[share.incarnation]
             for one in demands:
-                if one.priority > share.demand.priority and one.target.admits(view.node, view.name, view.labels):
+                higher = one.priority > share.demand.priority and one.slots <= share.demand.slots
+                if higher and could_run(one, view):
                     assert served[one] == one.count
 
     check()
@@ -173,6 +182,32 @@ class TestTurns:
             for share in turn.place(demands, [channel("1", 3)], 1000):
                 got[share.demand.job_class] += share.count
         assert got == {1: 10, 2: 10, 3: 5, 4: 5}
+
+
+def several(number: int, count: int, slots: int, priority: int = 0) -> Demand:
+    return demand(number, count, priority, Target(resources=(("slots", slots),)))
+
+
+class TestSeveralSlots:
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_as_many_as_fit(self, policy):
+        views = [channel("1", 4, slots=4), channel("2", 4, 1, slots=4), channel("3", 4, 3, slots=4)]
+        shares = placement(policy).place([several(1, 9, 2)], views, 1000)
+        assert given_out(shares) == {(1, "inc-1"): 2, (1, "inc-2"): 1}
+        assert [view.entries for view in views] == [4, 3, 3], "what was given out counts at once, all of its slots"
+
+    def test_prefetch_makes_no_channel_larger(self):
+        assert placement().place([several(1, 1, 3)], [channel("1", 64, slots=2)], 1000) == []
+
+    def test_a_channel_that_knows_of_one_only(self):
+        assert placement().place([several(1, 1, 3)], [channel("1", 8, slots=8, most_slots=1)], 1000) == []
+
+    def test_what_does_not_fit_blocks_nobody(self):
+        views = [channel("1", 4, 1, slots=4)]
+        assert given_out(placement().place([several(1, 1, 4, 100), demand(2, 9)], views, 1000)) == {(2, "inc-1"): 3}
+
+    def test_one_slot_is_an_ordinary_job(self):
+        assert Target(resources=()).slots == 1 and Target(resources=(("cpus", 1000),)).slots == 1
 
 
 class TestPolicies:

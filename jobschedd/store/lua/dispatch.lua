@@ -64,15 +64,18 @@ for at = 4, #ARGV, 5 do
   local class, priority, name = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2]
   local list = pending_list(class, priority)
   local stream = BASE .. 'dispatch:' .. name
-  local window = tonumber(call('HGET', BASE .. 'lease:' .. name, 'window') or -1) or -1
+  local lease = BASE .. 'lease:' .. name
+  local window = tonumber(call('HGET', lease, 'window') or -1) or -1
   local entries = call('XLEN', stream)
-  local room, sent = math.min(window - entries, tonumber(ARGV[at + 3])), 0
+  local room, sent, slots = window - entries, 0, 1
   local incarnation, spare, behind_marker = from_hex(name), MOST_TOMBSTONES, 0
   local terms, by, wait
   if ARGV[at + 4] ~= '' then
     terms = cjson.decode(ARGV[at + 4])
-    room, by, wait = bounded(room, terms, now)
+    slots = terms.s or 1
   end
+  room = math.min(math.floor(room / slots), tonumber(ARGV[at + 3]))
+  if terms then room, by, wait = bounded(room, terms, now) end
   local allowed = room
   while room > 0 and spare > 0 do
     local ids = call('LPOP', list, room)
@@ -114,6 +117,8 @@ for at = 4, #ARGV, 5 do
       end
     end
   end
+  -- An entry stands for one slot. The others are off the window until the channel, once it has the order, says its own.
+  if slots > 1 and sent > 0 then window = call('HINCRBY', lease, 'window', -sent * (slots - 1)) end
   local left = call('LLEN', list)
   if left == 0 then call('SREM', KEY.pending, ARGV[at] .. ':' .. ARGV[at + 1]) end
   left = left + behind_marker

@@ -3,6 +3,7 @@
 --   l: per limit {key, most jobs at a time (-1: any number, only counted)}
 --   r: per rate {key, most starts, within how many ms}
 --   u: resources {node/channel, what that has, what a job asks for}; g: the GPUs that this job has already
+--   s: the slots that each takes at once, where more than one: dispatch.lua takes them off the channel's window
 --   c: per place with a limit {most jobs at a time, what its channels have: dispatch:<incarnation>, sent:<channel>}
 -- Holders are sets of ids and not counters: whatever is repeated changes nothing.
 
