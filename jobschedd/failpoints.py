@@ -24,6 +24,7 @@ FAILPOINTS = (
     "dispatcher.lead.kept",
     "dispatcher.configure.after",
     "dispatcher.heal.after",
+    "dispatcher.keep.after",
     "dispatcher.forget.after",
     "dispatcher.survey.after",
     "dispatcher.bell.after",

@@ -285,6 +285,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         check=partial(check_server, client),
         guard=guard,
         ageing=config.master.ageing,
+        keep_after=config.master.keep_channel_after,
         limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
         budgets=Budgets(
             Memory(client, keys),

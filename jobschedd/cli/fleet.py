@@ -100,7 +100,7 @@ def channels_command(as_json: bool) -> None:
             str(channel.pid or ""),
             channel.transport,
             moment(channel.started),
-            channel.drain_reason or "",
+            channel.drain_reason or (f"kept for job {channel.kept_for}" if channel.kept_for else ""),
         )
         for channel in channels
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobschedd.job import Header, Spec, State, Target
 from jobschedd.limits import Limits, Rate
 from jobschedd.store.marks import Loss, Marks
+from jobschedd.store.survey import Kept
 from jobschedd.store.views import ChannelView, JobView
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class Fleet:
     def drains(self) -> dict[str, dict[str, Any]]:
         """What takes nothing new, by name; see ``Inspect.drains``."""
         return self.inspect.drains()
+
+    @cached_property
+    def kept(self) -> dict[str, Kept]:
+        """Channels (incarnations) that are kept for jobs which need much."""
+        return {one.incarnation: one for one in self.inspect.kept()}
 
     @cached_property
     def waiting(self) -> dict[tuple[Target, int], int]:

@@ -12,6 +12,7 @@ from jobschedd.client.facts import Facts
 from jobschedd.client.reason import Reason
 from jobschedd.durations import format_duration
 from jobschedd.limits import DEFAULT, JOB, Rate, Setting
+from jobschedd.store.survey import Kept
 from jobschedd.store.views import ChannelView
 
 #: Holders that a sentence names.
@@ -133,7 +134,7 @@ def resources(facts: Facts) -> Reason | None:
         "resources",
         lambda: (
             f"It waits: it asks for {show(target.amounts)}, and other jobs use the {names} of "
-            f"{_some(sorted(short))}; it goes on when enough of them have ended."
+            f"{_some(sorted(short))}; it goes on when enough of them have ended{_kept_for(facts)}."
         ),
     )
 
@@ -154,9 +155,44 @@ def slots(facts: Facts) -> Reason | None:
         "slots",
         lambda: (
             f"It waits: it takes {target.slots} slots of one channel at once, and nowhere are so many free (the most "
-            f"is {best.free_slots} of {best.slots}, on {best.name}); it goes on when enough jobs there have ended."
+            f"is {best.free_slots} of {best.slots}, on {best.name}); it goes on when enough jobs there have ended"
+            f"{_kept_for(facts)}."
         ),
     )
+
+
+def _kept_for(facts: Facts) -> str:
+    """Where a channel is kept for it, or for the one before it."""
+    for channel in facts.up:
+        kept = facts.fleet.kept.get(channel.incarnation)
+        if kept is not None and _is_for(kept, facts):
+            who = "it" if kept.job == facts.view.id else f"job {kept.job}, the first of those like it,"
+            return f"; {channel.name} has been kept for {who} for {_duration(facts, kept)}"
+    return ""
+
+
+def kept(facts: Facts) -> Reason | None:
+    """Whoever has room is kept for others, which need much and have waited for long."""
+    keeping = [facts.fleet.kept.get(channel.incarnation) for channel in facts.free]
+    others = [one for one in keeping if one and not _is_for(one, facts) and facts.header.priority <= one.priority]
+    if not others or len(others) < len(keeping):
+        return None
+    first, place = others[0], facts.free[0].name
+    return Reason(
+        "kept",
+        lambda: (
+            f"It waits: {place} has room, but has been kept for {_duration(facts, first)} for job {first.job}, which "
+            "needs much and had waited for long; it goes on when that one has started, or elsewhere."
+        ),
+    )
+
+
+def _is_for(kept: Kept, facts: Facts) -> bool:
+    return (kept.job_class, kept.priority) == (facts.header.job_class, facts.header.priority)
+
+
+def _duration(facts: Facts, kept: Kept) -> str:
+    return format_duration(max(0.0, facts.fleet.now - kept.since))
 
 
 def turn(facts: Facts) -> Reason | None:

@@ -440,6 +440,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         restraints.elsewhere,
         restraints.resources,
         restraints.slots,
+        restraints.kept,
         higher_priority,
         restraints.turn,
         busy,

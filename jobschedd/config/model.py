@@ -122,6 +122,7 @@ class MasterConfig(Struct, frozen=True, kw_only=True):
     schedules: Schedules = ()
     limits: LimitTable = {}  # key -> jobs at a time, or a rate
     groups: Weights = {}  # group -> its weight beside the others; default: of those not named
+    keep_channel_after: Duration = 600.0  # seconds that a job which needs much waits before a channel is kept; 0: never
     ageing: PositiveDuration | None = None  # seconds of waiting that count as one step of priority; None: strict
 
 

@@ -36,6 +36,11 @@ class Bounds:
         self._limits = limits
         self.forget()
 
+    @property
+    def limits(self) -> Limits:
+        """What is set."""
+        return self._limits
+
     def forget(self) -> None:
         """Nothing is known of who waits for what."""
         self._terms.clear()

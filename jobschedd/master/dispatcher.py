@@ -19,13 +19,14 @@ from jobschedd.master.auditor import Auditor
 from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
 from jobschedd.master.guard import Guard
+from jobschedd.master.keeping import Keeping, shortage
 from jobschedd.master.leadership import Leadership
-from jobschedd.master.placement import ChannelView, Demand, Placement, Share
+from jobschedd.master.placement import ChannelView, Demand, Placement, Share, able
 from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
-from jobschedd.store.survey import ChannelInfo, Drain, Survey, groups_among
+from jobschedd.store.survey import ChannelInfo, Drain, Head, Survey, groups_among
 
 log = get_logger(__name__)
 
@@ -44,6 +45,8 @@ HOLDERS_PER_CALL = 500
 #: Seconds between two looks at how long lists have waited, at most.
 LONGEST_AGEING_SCAN = 30.0
 SURVEY_EVERY = 30.0
+#: Channels among which the one to be kept for a job is chosen.
+MOST_COMPARED = 64
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
 #: Seconds between looks for an operator's order, and between two steps of a rebuild.
@@ -67,6 +70,7 @@ class Dispatcher:
     """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success.
     ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched. ``limits``: as
     configured (see ``limits.stored``). ``ageing``: seconds of waiting that count as one step of priority.
+    ``keep_after``: seconds of waiting after which a channel is kept for a job that needs much; 0: never.
     """
 
     def __init__(
@@ -88,7 +92,9 @@ class Dispatcher:
         ageing: float | None = None,
         budgets: Budgets | None = None,
         timetable: Timetable | None = None,
+        keep_after: float = 0.0,
     ) -> None:
+        self._keeping = Keeping(keep_after)
         self._ageing = ageing
         self._aged: dict[tuple[int, int], int] = {}  # steps that pending lists have gained by waiting
         self._configured_limits = dict(limits or {})
@@ -114,6 +120,7 @@ class Dispatcher:
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
         self._drained: dict[str, Drain] = {}
         self._paused_groups: frozenset[str] = frozenset()
+        self._said_kept = False  # that channels are kept, in Redis
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
         self._more_to_do = False
@@ -140,6 +147,8 @@ class Dispatcher:
         ]
         if ageing:
             self._cadences.append(Cadence(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages))
+        if keep_after:
+            self._cadences.append(Cadence(min(SURVEY_EVERY, keep_after / 4), self._keep_channels))
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -272,6 +281,10 @@ class Dispatcher:
         self._read_schedules_again()
         self._see_ages()
         self._to_unblock = True
+        if not self._surveyed:
+            self._keeping.adopt(self._survey.kept())
+            self._said_kept = True
+            self._keep_channels()
         self._surveyed = True
 
     def _listen(self) -> None:
@@ -518,6 +531,40 @@ class Dispatcher:
             now_ms, since = self._survey.waiting_since(list(self._pending))
             self._aged = {key: int(max(0, now_ms - at) / 1000 / self._ageing) for key, at in since.items()}
 
+    def _keep_channels(self) -> None:
+        """For jobs that need much of one, and have waited for too long behind small ones."""
+        demands = {demand.key: demand for demand in self._demands() if demand.target.resources and self._keeping.after}
+        self._keeping.tidy(demands, {view.incarnation for view in self._channels.values() if view.open})
+        self._keeping.release(key for key in self._keeping.channels.values() if self._is_bounded(demands[key]))
+        heads = self._survey.heads(list(demands)) if demands else {}
+        for key in self._keeping.starving(heads, self._clock.boottime()):
+            taken = self._keeping.channels
+            views = able(demands[key].target, [view for view in self._all_channels() if view.incarnation not in taken])
+            if views and not self._is_bounded(demands[key]):
+                self._keep(demands[key], heads[key], views)
+        self._say_what_is_kept()
+
+    def _is_bounded(self, demand: Demand) -> bool:
+        """Room would not help it. The store tells so only where there is room, so it is asked."""
+        return self._survey.is_bounded(demand.target, self._bounds.limits)
+
+    def _keep(self, demand: Demand, head: Head, views: list[ChannelView]) -> None:
+        """The channel that is nearest to having room."""
+        some = sorted(views, key=lambda view: view.load)[:MOST_COMPARED]
+        used = self._survey.used([view.place for view in some])
+        best = min(some, key=lambda view: shortage(demand.target, view, used[view.place]))
+        self._keeping.keep(demand.key, head, best)
+        log.info("channel is kept for a job that needs much", channel=best.place, job=head.job, waits=round(head.waits))
+
+    def _say_what_is_kept(self) -> None:
+        """Again and again while there is anything, so that it is healed where it was lost."""
+        kept = self._keeping.all()
+        self._placement.kept = self._keeping.channels
+        if kept or self._said_kept:
+            self._moves.keep(self._leadership.fence, kept)
+            failpoint("dispatcher.keep.after")
+        self._said_kept = bool(kept)
+
     def _heal(self) -> None:
         """Nobody may count against a limit who is with no channel."""
         cursor = 0
@@ -603,7 +650,13 @@ class Dispatcher:
                 self._learn(assignment, answer.left, answer.entries, answer.window)
                 self._note_bound(assignment, answer)
                 self._placement.refund(share, share.count - answer.sent)
+                if share.demand.target.resources and answer.sent:
+                    self._note_served(share.demand)
         self._more_to_do = True
+
+    def _note_served(self, demand: Demand) -> None:
+        if self._keeping.served(demand.key, self._clock.boottime()):
+            self._say_what_is_kept()
 
     def _assignment(self, share: Share) -> Assignment:
         demand, view = share.demand, self._view_of(share.incarnation)

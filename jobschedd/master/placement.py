@@ -13,6 +13,9 @@ from jobschedd.job import HIGHEST_PRIORITY, Target
 #: Stands for the groups that have no weight of their own, and for jobs without a group.
 DEFAULT_GROUP = "default"
 
+#: A pending list: class and priority.
+Key = tuple[int, int]
+
 
 @dataclass
 class ChannelView:
@@ -63,6 +66,11 @@ class Demand:
     aged: int = 0  # steps that it has gained by waiting
 
     @property
+    def key(self) -> Key:
+        """The list that they wait in."""
+        return self.job_class, self.priority
+
+    @property
     def slots(self) -> int:
         """How many slots, and so how much of a window, each of them takes."""
         return self.target.slots
@@ -77,6 +85,13 @@ def _could_run(target: Target, view: ChannelView) -> bool:
     return target.admits(view.node, view.name, view.labels) and (
         not target.resources or target.fits(view.resources, view.most_slots)
     )
+
+
+def able(target: Target, channels: Iterable[ChannelView]) -> list[ChannelView]:
+    """The channels that could run it once they have room for it."""
+    everywhere = list(channels)
+    found = [view for view in everywhere if view.open and view.window >= 0 and _could_run(target, view)]
+    return _elsewhere(found, everywhere, target) if target.avoid else found
 
 
 def _elsewhere(candidates: list[ChannelView], everywhere: Iterable[ChannelView], target: Target) -> list[ChannelView]:
@@ -97,10 +112,11 @@ class Share:
 
 
 class _Room:
-    """What is free in one pass, and what has been given out of it."""
+    """What is free in one pass, and what has been given out of it. ``kept``: as ``Placement.kept``, with the rank."""
 
-    def __init__(self, channels: list[ChannelView], most: int) -> None:
+    def __init__(self, channels: list[ChannelView], most: int, kept: Mapping[str, tuple[Key, int]]) -> None:
         self._channels = channels
+        self._kept = kept
         self.free = [channel for channel in channels if channel.room > 0]
         self.most = most
         self._given: dict[tuple[int, int, str], Share] = {}
@@ -120,9 +136,16 @@ class _Room:
         found = [channel for channel in self.free if _could_run(target, channel)]
         if demand.closed:
             found = [channel for channel in found if channel.place not in demand.closed]
+        if self._kept:
+            found = [channel for channel in found if self._may_have(demand, channel)]
         if demand.slots > 1:
             found = [channel for channel in found if channel.room >= demand.slots]
         return _elsewhere(found, self._channels, target) if target.avoid else found
+
+    def _may_have(self, demand: Demand, channel: ChannelView) -> bool:
+        """It is kept for nobody, for these, or for others that rank lower."""
+        key, rank = self._kept.get(channel.incarnation, (demand.key, 0))
+        return key == demand.key or demand.rank > rank
 
     def give(self, demand: Demand, channel: ChannelView, count: int) -> int:
         """Note it; the count again."""
@@ -192,12 +215,14 @@ class Placement:
     policy: str = "least_loaded"
     random: random.Random = field(default_factory=random.Random)
     weights: Mapping[str, int] = field(default_factory=dict)  # by group; DEFAULT_GROUP stands for those not named
+    kept: Mapping[str, Key] = field(default_factory=dict)  # incarnation -> whose turn comes first there
     _last: dict[tuple[int, str], int] = field(default_factory=dict)  # (rank, group) -> the class served first last time
     _fairness: Fairness = field(default_factory=Fairness)
 
     def place(self, demands: Iterable[Demand], channels: Iterable[ChannelView], most: int) -> list[Share]:
         """Shares of at most ``most`` jobs in all."""
-        room = _Room(list(channels), most)
+        demands = list(demands)
+        room = _Room(list(channels), most, self._kept_now(demands) if self.kept else {})
         ordered = sorted(demands, key=lambda demand: (-demand.rank, demand.job_class, -demand.priority))
         for rank, peers in groupby(ordered, key=lambda demand: demand.rank):
             if room.over:
@@ -212,6 +237,11 @@ class Placement:
             else:
                 self._share_out(room, rank, queues)
         return room.shares()
+
+    def _kept_now(self, demands: Iterable[Demand]) -> dict[str, tuple[Key, int]]:
+        """Not for those that cannot go anywhere at the moment, as a limit or a pause keeps them back."""
+        ranks = {demand.key: demand.rank for demand in demands}
+        return {incarnation: (key, ranks[key]) for incarnation, key in self.kept.items() if key in ranks}
 
     def refund(self, share: Share, count: int) -> None:
         """So many jobs of a share did not go after all: they are not charged to their group."""

@@ -37,7 +37,7 @@ from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
-from jobschedd.store.survey import Survey
+from jobschedd.store.survey import Kept, Survey, read_kept
 from jobschedd.store.views import NO_RECORD, ArrayCounts, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
 #: Ids that one call of the scan script looks at: about a millisecond of the server's time.
@@ -446,8 +446,10 @@ class Inspect:
             pipeline.hgetall(self.keys.channels)
             pipeline.hgetall(self.keys.owners)
             pipeline.hgetall(self.keys.known)
-            said, owners, kept = pipeline.execute()
-        known = {_text(name): _description(data) for name, data in kept.items()}
+            pipeline.get(self.keys.kept)
+            said, owners, remembered, kept = pipeline.execute()
+        known = {_text(name): _description(data) for name, data in remembered.items()}
+        kept_for = {one.incarnation: one.job for one in read_kept(kept)}
         drains = self.drains()
         newest = {_text(name): _text(incarnation) for name, incarnation in owners.items()}
         described = {_text(name): _description(data) for name, data in said.items()}
@@ -457,7 +459,8 @@ class Inspect:
         views = []
         for incarnation, about in described.items():
             if about:
-                views.append(_channel(incarnation, about, *leases[incarnation], drains))
+                view = _channel(incarnation, about, *leases[incarnation], drains)
+                views.append(replace(view, kept_for=kept_for.get(incarnation)))
         alive = {view.name for view in views}
         for name in newest:
             if name not in alive:
@@ -536,6 +539,10 @@ class Inspect:
         with translated():
             found = self.client.hgetall(self.keys.drains)
         return {_text(name): _description(data) or {} for name, data in found.items()}
+
+    def kept(self) -> list[Kept]:
+        """The channels that are kept for jobs which need much."""
+        return Survey(self.client, self.keys).kept()
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
@@ -628,13 +635,7 @@ class Inspect:
 
     def used(self, channel: str) -> dict[str, int]:
         """What jobs use of the resources of a channel (node/name), by name."""
-        with translated():
-            texts = self.client.hvals(self.keys.used(channel))
-        total: dict[str, int] = {}
-        for text in texts:
-            for name, amount in msgspec.msgpack.decode(text)["amounts"].items():
-                total[name] = total.get(name, 0) + int(amount)
-        return total
+        return Survey(self.client, self.keys).used([channel])[channel]
 
     def starts(self, key: str, rate: Rate) -> tuple[int, float]:
         """(starts that count against a rate now, seconds until one more may begin)."""

@@ -69,6 +69,7 @@ waiters:<id>      set     further clients that wait for one job                 
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel, node/channel or group:<g> -> why (JSON)        until resumed
+kept              string  channels that the leader keeps for jobs that need much (JSON)   while there are any
 dead              stream  messages nobody could read                                    capped
 masters           zset    masters that answer questions, by the time until they do      while any is there
 questions:<m>     list    questions to master instance m, about its history             1 minute, capped
@@ -132,6 +133,7 @@ class Keys:
         self.results = self.base + "results"
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
+        self.kept = self.base + "kept"
         self.dead = self.base + "dead"
         self.masters = self.base + "masters"
         self.hooked = self.base + "hooked"

@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import msgspec
 import redis
 
 from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission, flags_of
@@ -22,7 +23,7 @@ from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
-from jobschedd.store.survey import ChannelInfo
+from jobschedd.store.survey import ChannelInfo, Kept
 
 OPERATION_MEMORY = 3_600_000
 
@@ -405,6 +406,10 @@ class Moves:
     def forget_classes(self, fence: str, classes: Sequence[str]) -> int:
         """Forget those of these classes of which nothing is pending; how many."""
         return int(self._call("forget_classes", fence, *classes))
+
+    def keep(self, fence: str, kept: Sequence[Kept]) -> None:
+        """Say which channels are kept for jobs that need much."""
+        self._call("keep", fence, msgspec.json.encode(kept) if kept else "")
 
     def hear_drains(self, fence: str, names: Sequence[str]) -> int:
         """Note that the leader knows of these drains, for those who wait until nothing is left there."""

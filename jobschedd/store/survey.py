@@ -10,8 +10,8 @@ import msgspec
 import redis
 
 from jobschedd.errors import ProtocolError
-from jobschedd.job import HEADER_SIZE, State, Target, decode_header, decode_record, decode_spec
-from jobschedd.limits import Limits, group_key
+from jobschedd.job import HEADER_SIZE, Flag, Header, State, Target, decode_header, decode_record, decode_spec
+from jobschedd.limits import Limits, Rate, group_key
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 
@@ -47,6 +47,24 @@ class Drain(msgspec.Struct, frozen=True):
     heard: bool = False  # by a leader: nothing new goes there any more
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A channel that is kept for the jobs of one class and priority. ``since``: seconds since the epoch."""
+
+    incarnation: str
+    job_class: int
+    priority: int
+    job: str  # the one that has waited too long
+    since: float
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The first job of a pending list that waits for nothing but room. Times in seconds, by the server's clock."""
+
+    job: str
+    waits: float  # for so long
+    now: float
+
+
 LEFT = b"left"
 _GROUP = group_key("")
 #: Stands for a channel whose description nobody can read: it gets no jobs, and its entries are taken back in time.
@@ -55,6 +73,9 @@ UNREADABLE = ChannelInfo(node="", channel="")
 _TOMBSTONES = 100
 _decoder = msgspec.json.Decoder(ChannelInfo)
 _drain_decoder = msgspec.json.Decoder(Drain)
+_kept_decoder = msgspec.json.Decoder(list[Kept])
+#: Ids at the beginning of a pending list among which its head is looked for: held ones and others stand there, too.
+_HEADS = 20
 
 
 class Survey:
@@ -113,6 +134,60 @@ class Survey:
                     since[key] = header.since
         return int(seconds) * 1000 + int(micro) // 1000, since
 
+    def heads(self, lists: list[tuple[int, int]]) -> dict[tuple[int, int], Head]:
+        """Who is first in each of these lists (class, priority), held jobs aside; left out where nobody is found."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for job_class, priority in lists:
+                pipe.lrange(self._keys.pending_list(job_class, priority), 0, _HEADS - 1)
+            (seconds, micro), *found = pipe.execute()
+        standing = [(key, job.decode()) for key, ids in zip(lists, found, strict=True) for job in ids]
+        now = int(seconds) + int(micro) / 1e6
+        heads: dict[tuple[int, int], Head] = {}
+        for (key, job), header in zip(standing, self._headers([job for _, job in standing]), strict=True):
+            if key not in heads and header is not None and _waits_for_room(header, key):
+                heads[key] = Head(job, now - header.since / 1000, now)
+        return heads
+
+    def _headers(self, ids: list[str]) -> list[Header | None]:
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.getrange(self._keys.job(job_id), 0, HEADER_SIZE - 1)
+            found: Any = pipe.execute()
+        return [_header(data) for data in found]
+
+    def is_bounded(self, target: Target, limits: Limits) -> bool:
+        """Whether a limit that these jobs count against is reached, or a rate used up."""
+        numbers, rates = limits.of_job(target)
+        bounds = [(self._keys.limit(key), said.limit) for key, said in numbers if said and isinstance(said.limit, int)]
+        paces = [
+            (self._keys.rate(key, said.limit.ms), said.limit) for key, said in rates if isinstance(said.limit, Rate)
+        ]
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for name, _ in bounds:
+                pipe.scard(name)
+            (seconds, micro), *held = pipe.execute()
+            for name, rate in paces:
+                pipe.zcount(name, f"({int(seconds) * 1000 + int(micro) // 1000 - rate.ms}", "+inf")
+            started: Any = pipe.execute()
+        most = [number for _, number in bounds] + [rate.count for _, rate in paces]
+        return any(count >= number for count, number in zip([*held, *started], most, strict=True))
+
+    def used(self, places: list[str]) -> dict[str, dict[str, int]]:
+        """What jobs use of the resources of these channels (node/name), by name."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            for place in places:
+                pipe.hvals(self._keys.used(place))
+            found: Any = pipe.execute()
+        return {place: _total(texts) for place, texts in zip(places, found, strict=True)}
+
+    def kept(self) -> list[Kept]:
+        """The channels that the leader keeps for jobs that need much."""
+        with translated():
+            text: Any = self._client.get(self._keys.kept)
+        return read_kept(text)
+
     def limits(self) -> Limits:
         """What is set, by an operator and by the leading master's configuration."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
@@ -155,6 +230,33 @@ class Survey:
                 self._client.set(self._keys.identity, proposal, nx=True)
                 identity = self._client.get(self._keys.identity)
         return "" if identity is None else str(identity.decode())
+
+
+def _header(data: bytes) -> Header | None:
+    with suppress(ProtocolError):
+        return decode_header(data)
+    return None
+
+
+def _waits_for_room(header: Header, key: tuple[int, int]) -> bool:
+    """An array stands in its list as one, also when some of its tasks are out."""
+    there = header.state is State.PENDING or (Flag.ARRAY in header.flags and header.state is State.RUNNING)
+    return there and (header.job_class, header.priority) == key and Flag.HELD not in header.flags
+
+
+def _total(texts: list[bytes]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for text in texts:
+        for name, amount in msgspec.msgpack.decode(text)["amounts"].items():
+            total[name] = total.get(name, 0) + int(amount)
+    return total
+
+
+def read_kept(text: bytes | None) -> list[Kept]:
+    """Empty for what nobody can read: the next leader finds out by itself."""
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _kept_decoder.decode(text or b"[]")
+    return []
 
 
 def groups_among(drains: Iterable[str]) -> frozenset[str]:

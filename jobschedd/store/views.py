@@ -256,6 +256,7 @@ class ChannelView:
     drain_reason: str | None
     resources: dict[str, int] = field(default_factory=dict)  # what it has, in the smallest units
     most_slots: int = 1  # that one job may take
+    kept_for: str | None = None  # the job for which it takes no others of the same or a lower priority
     aside: int = 0  # results of data that were given up, kept on its node
 
     @property

@@ -13,6 +13,7 @@ from jobschedd.job import Outcome, State
 from jobschedd.limits import terms_of
 from jobschedd.store.marks import Marks
 from jobschedd.store.moves import Assignment, Verb
+from jobschedd.store.survey import Kept
 from redis_server import RedisServer
 from store_driver import KEEP, Driver
 
@@ -408,6 +409,26 @@ class TestRestraints:
         )
         busy.report(busy.jobs()[0])
         assert told(job)[0] == "starting"
+
+    def test_a_channel_that_is_kept_for_others(self, driver, told):
+        channel = driver.channel(slots=4, window=4)
+        small = driver.submit(3)
+        driver.dispatch(channel, 2)
+        first, second = driver.submit(2, slots=3)
+        job_class, now = driver.header(first).job_class, driver.now_ms() / 1000
+        driver.moves.keep(driver.fence, [Kept(channel.incarnation, job_class, 0, first, now - 120)])
+        assert told(first)[0] == told(second)[0] == "slots"
+        assert "; n1/1 has been kept for it for 2m" in told(first)[1]
+        assert f"; n1/1 has been kept for job {first}, the first of those like it, for 2m" in told(second)[1]
+        code, sentence = told(small[2])
+        assert code == "kept"
+        assert (
+            "n1/1 has room, but has been kept for 2m" in sentence and f"for job {first}, which needs much" in sentence
+        )
+        (urgent,) = driver.submit(priority=1)
+        assert told(urgent)[0] == "starting"
+        driver.channel("2")
+        assert told(small[2])[0] == "starting"
 
     def test_resources_in_use(self, driver, told):
         channel = driver.channel(resources={"cpus": 4000, "gpus": 1})

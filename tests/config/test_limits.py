@@ -18,11 +18,13 @@ def loaded(tmp_path, text: str):
 
 
 def test_limits_and_weights(tmp_path):
-    text = 'master: {limits: {db: 3, api: 10/m, "group:a": 0}, groups: {a: 3, default: 1}, ageing: 10m}\n'
+    text = 'master: {limits: {db: 3, api: 10/m, "group:a": 0}, groups: {a: 3, default: 1}, ageing: 10m,'
+    text += " keep_channel_after: 0}\n"
     config = loaded(tmp_path, text + 'slave: {channels: ["1"]}\n')
     assert config.master.limits == {"db": "3", "api": "10/m", "group:a": "0"}
     assert config.master.groups == {"a": 3, "default": 1}
     assert config.master.ageing == 600
+    assert config.master.keep_channel_after == 0
 
 
 def test_resources(tmp_path):

@@ -154,6 +154,7 @@ CASES = {
     "dispatcher.lead.kept": Case("master", 1),
     "dispatcher.configure.after": Case("master", 1),
     "dispatcher.heal.after": Case("master", 1),
+    "dispatcher.keep.after": Case("master", 1),
     "dispatcher.forget.after": Case("master", 1, _many_classes),
     "dispatcher.survey.after": Case("master", 1),
     "dispatcher.bell.after": Case("master"),

@@ -210,6 +210,55 @@ class TestSeveralSlots:
         assert Target(resources=()).slots == 1 and Target(resources=(("cpus", 1000),)).slots == 1
 
 
+class TestKept:
+    """A channel that is kept for one list, because its jobs need much and have waited for long."""
+
+    def kept(self, key, **more) -> Placement:
+        return Placement("least_loaded", random.Random(1), kept={"inc-1": key}, **more)
+
+    def test_others_of_its_rank_and_below_go_elsewhere(self):
+        views = [channel("1", 4, 2, slots=4), channel("2", 1)]
+        demands = [several(1, 1, 4), demand(2, 9), demand(3, 9, -1)]
+        assert given_out(self.kept((1, 0)).place(demands, views, 1000)) == {(2, "inc-2"): 1}
+
+    def test_more_urgent_ones_may_have_it(self):
+        demands = [several(1, 1, 4), demand(2, 9, 1)]
+        assert given_out(self.kept((1, 0)).place(demands, [channel("1", 4, 2, slots=4)], 1000)) == {(2, "inc-1"): 2}
+
+    def test_what_waiting_has_added_counts(self):
+        aged = Demand(1, 0, Target(resources=(("slots", 4),)), 1, aged=5)
+        views = [channel("1", 4, 2, slots=4)]
+        assert self.kept((1, 0)).place([aged, demand(2, 9, 5)], views, 1000) == []
+
+    def test_it_is_for_them(self):
+        views = [channel("1", 4, slots=4)]
+        assert given_out(self.kept((1, 0)).place([several(1, 3, 4), demand(2, 9)], views, 1000)) == {(1, "inc-1"): 1}
+
+    def test_not_while_they_cannot_go_anywhere(self):
+        """A limit or a pause keeps them back: then they are none of the demands."""
+        assert given_out(self.kept((1, 0)).place([demand(2, 9)], [channel("1", 2)], 1000)) == {(2, "inc-1"): 2}
+
+    @given(
+        ends=st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=12, max_size=12),
+        slots=st.integers(2, 4),
+        policy=st.sampled_from(POLICIES),
+    )
+    def test_nobody_waits_longer_than_what_runs_there(self, ends, slots, policy):
+        """The model: small jobs without end, each for three steps at most. Kept, the large one goes by the fourth."""
+        view, turn = channel("1", 4, slots=4), Placement(policy, random.Random(1), kept={"inc-1": (1, 0)})
+        view.entries, running = 4, [3, 3, 3, 3]
+        for step, early in enumerate(ends):
+            running = [left - 1 for number, left in enumerate(running) if left > 1 and number not in early]
+            view.entries = len(running)
+            shares = turn.place([several(1, 1, slots), demand(2, 99)], [view], 1000)
+            assert all(share.demand.key == (1, 0) for share in shares)
+            if shares:
+                assert view.entries == len(running) + slots <= 4
+                return
+            assert step < 3
+        pytest.fail("it starved")
+
+
 class TestPolicies:
     def test_least_loaded_fills_the_emptier_first(self):
         views = [channel("1", 10, 4), channel("2", 10, 0), channel("3", 10, 2)]
