@@ -105,7 +105,7 @@ def _run(tally: Path, options: argparse.Namespace) -> None:
     watcher.stop()
     if options.peers and not any(line["kind"] == "peer" for line in _read(tally)):
         with open(tally, "ab") as file:
-            subprocess.run([sys.executable, "-m", "benchmarks.peers"], cwd=ROOT, stdout=file, check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.survival"], cwd=ROOT, stdout=file, check=True)
 
 
 def _phases(lines: Sequence[Line], options: argparse.Namespace) -> Iterator[list[Iterator[Batch]]]:

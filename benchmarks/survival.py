@@ -1,15 +1,14 @@
-"""``python -m benchmarks.peers``: the same two faults for jobschedd and for its peers, judged by the same ledger.
+"""``python -m benchmarks.survival``: the same two faults for jobschedd and for its peers, judged by the same ledger.
 
 Every worker of the scheduler is killed (SIGKILL, all processes at once) every two seconds, and started again at
 once, as a service manager does; or Redis (with AOF) is killed twice and is back after two seconds. Then everybody
-gets time to recover: until nothing has happened for ``--quiet`` seconds. Each peer lives in a virtual environment of
-its own in ``--environments``, made from the package registry at the first run.
+gets time to recover: until nothing has happened for ``--quiet`` seconds. Each peer lives in an environment of its own
+(see ``benchmarks.environments``).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -22,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.environments import REQUIREMENTS, ROOT, python_environment, python_versions
+from benchmarks.workers import Workers
 
-ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from redis_server import RedisServer, die_with_parent  # noqa: E402
+from redis_server import RedisServer
 
 JOBS, SECONDS = 120, 0.25
 KILLS, PAUSE = 5, 2.0
@@ -37,9 +36,8 @@ OURS = "max_crashes 20"
 
 @dataclass(frozen=True)
 class Peer:
-    """What to install, and how its workers (two jobs at a time) are started."""
+    """How its workers (two jobs at a time) are started."""
 
-    requirements: tuple[str, ...]
     module: str
     workers: tuple[tuple[str, ...], ...]
     tuned_arguments: tuple[str, ...] = ()
@@ -48,26 +46,22 @@ class Peer:
 
 PEERS = {
     "rq": Peer(
-        ("rq",),
         "for_rq",
         (("rq", "worker", "--url", "{redis}"),) * 2,
         ("--maintenance-interval", "2", "--job-monitoring-interval", "2"),
         "retries 20, job_timeout 5 s, monitoring and maintenance every 2 s",
     ),
     "dramatiq": Peer(
-        ("dramatiq[redis]",),
         "for_dramatiq",
         (("dramatiq", "peer_tasks.for_dramatiq", "-p", "1", "-t", "2"),),
         tuning="heartbeat_timeout 5 s, maintenance_chance 10 %",
     ),
     "celery": Peer(
-        ("celery[redis]",),
         "for_celery",
         (("celery", "-A", "peer_tasks.for_celery", "worker", "-c", "2", "-l", "WARNING"),),
         tuning="acks_late, reject_on_worker_lost, prefetch 1, visibility_timeout 5 s",
     ),
     "saq": Peer(
-        ("saq[redis]", "typing_extensions"),  # which it imports and does not ask for
         "for_saq",
         (("saq", "peer_tasks.for_saq.settings"),),
         tuning="retries 20, timeout 5 s, sweep every 2 s",
@@ -75,50 +69,7 @@ PEERS = {
 }
 
 
-class Workers:
-    """The processes that run jobs. Whatever ends is started again."""
-
-    def __init__(self, commands: Sequence[Sequence[str]], environment: dict[str, str], directory: Path) -> None:
-        self._commands = commands
-        self._environment = environment
-        self._directory = directory
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def keep_up(self) -> None:
-        """Start what does not run."""
-        self._running = [each for each in self._running if each.poll() is None]
-        missing = self._commands[len(self._running) :]
-        with open(self._directory / "workers.log", "ab") as log:
-            for command in missing:
-                self._running.append(
-                    subprocess.Popen(
-                        command,
-                        env=self._environment,
-                        cwd=self._directory,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                        preexec_fn=die_with_parent,
-                    )
-                )
-
-    def kill(self) -> None:
-        """All of them, with everything below them, at once."""
-        victims = []
-        for each in self._running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(each.pid)
-                victims += [*process.children(recursive=True), process]
-        for do in (psutil.Process.suspend, psutil.Process.kill):  # nobody may react to the death of another
-            for victim in victims:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    do(victim)
-        for each in self._running:
-            each.wait()
-
-
-def measure(name: str, tuned: bool, fault: str, environments: Path, quiet: float) -> dict[str, Any]:
+def measure(name: str, tuned: bool, fault: str, quiet: float) -> dict[str, Any]:
     """One scheduler under one fault."""
     server = RedisServer(tcp=True).start()
     directory = Path(tempfile.mkdtemp(prefix="peer-"))
@@ -129,11 +80,11 @@ def measure(name: str, tuned: bool, fault: str, environments: Path, quiet: float
         environment |= {
             "PEER_LEDGER": str(ledger),
             "PEER_REDIS": server.tcp_url,
-            "PEER_TUNED": "1" if tuned else "",
+            "PEER_SETTINGS": "tuned" if tuned else "default",
             "PYTHONPATH": str(ROOT / "benchmarks"),
         }
         prepare = _jobschedd if name == "jobschedd" else _peer
-        workers, submit, version = prepare(name, tuned, environments, environment, server, directory)
+        workers, submit, version = prepare(name, tuned, environment, server, directory)
         workers.keep_up()
         submit()
         begin = time.monotonic()
@@ -159,20 +110,15 @@ def measure(name: str, tuned: bool, fault: str, environments: Path, quiet: float
 Prepared = tuple[Workers, Callable[[], None], str]
 
 
-def _peer(
-    name: str, tuned: bool, environments: Path, environment: dict[str, str], server: RedisServer, directory: Path
-) -> Prepared:
-    peer, home = PEERS[name], environments / name / "bin"
-    if not home.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home.parent)], check=True)
-        subprocess.run([home / "pip", "-q", "install", *peer.requirements], check=True)
+def _peer(name: str, tuned: bool, environment: dict[str, str], server: RedisServer, directory: Path) -> Prepared:
+    peer = PEERS[name]
+    home = python_environment(name, REQUIREMENTS[name])
     commands = [
         (str(home / program), *(each.format(redis=server.tcp_url) for each in rest), *(peer.tuned_arguments * tuned))
         for program, *rest in peer.workers
     ]
-    submit = [str(home / "python"), "-m", f"peer_tasks.{peer.module}", str(JOBS), str(SECONDS)]
-    code = f"import importlib.metadata as m; print(m.version({name!r}))"
-    version = subprocess.run([home / "python", "-c", code], text=True, capture_output=True, check=True).stdout.strip()
+    submit = [str(home / "python"), "-m", f"peer_tasks.{peer.module}", "submit", str(JOBS), str(SECONDS)]
+    version = python_versions(home, [name])[name]
     workers = Workers(commands, environment, directory)
     return workers, lambda: _submit_all(submit, environment, directory), version
 
@@ -181,9 +127,7 @@ def _submit_all(command: Sequence[str], environment: dict[str, str], directory: 
     subprocess.run(command, env=environment, cwd=directory, check=True)
 
 
-def _jobschedd(
-    name: str, _tuned: bool, _environments: Path, environment: dict[str, str], server: RedisServer, directory: Path
-) -> Prepared:
+def _jobschedd(name: str, _tuned: bool, environment: dict[str, str], server: RedisServer, directory: Path) -> Prepared:
     """Its master is started once and left alone, as is whatever hands out the jobs of the others: Redis."""
     import yaml
 
@@ -264,15 +208,14 @@ def _figures(ledger: Path, begin: float) -> dict[str, Any]:
 
 def main() -> None:
     """One JSON line a measurement: append them to the tally that ``python -m benchmarks.reliability --tally`` reads."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.survival", description=__doc__)
     parser.add_argument("names", nargs="*", default=["jobschedd", *PEERS])
-    parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "jobsched-peers")
     parser.add_argument("--quiet", type=float, default=150.0, help="seconds without an event that end a run")
     options = parser.parse_args()
     for name in options.names:
         for tuned in (False,) if name == "jobschedd" else (False, True):
             for fault in ("workers killed", "Redis killed"):
-                print(json.dumps(measure(name, tuned, fault, options.environments, options.quiet)), flush=True)
+                print(json.dumps(measure(name, tuned, fault, options.quiet)), flush=True)
 
 
 if __name__ == "__main__":
