@@ -1,255 +1,206 @@
-"""``python -m benchmarks [NAME...]``: throughput, latency, commands, idle cost, submitting; each with its yardstick."""
+"""``python -m benchmarks``: everything, from the yardsticks to docs/performance.md.
+
+Without names all parts run, and a run that was broken off goes on with what is missing from it. With names these parts
+run (again), and what they find stands beside the rest: ``python -m benchmarks peers --only rq,huey``. ``page`` writes
+docs/performance.md from what is there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import platform
-import random
+import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from benchmarks import growth, own, page, peers, profile
+from benchmarks.environments import NotHere
 from benchmarks.history import history
-from benchmarks.lab import Lab, cpu_seconds, lab, ping_yardstick, wait_until
+from benchmarks.lab import lab
+from benchmarks.results import Figures, Results
+from benchmarks.yardsticks import others, yardsticks
 
-NOOP = {"function": "benchmarks.functions:nothing"}
-TRUE = {"command": ["/bin/true"]}
-Figures = dict[str, Any]
-
-
-def noop(jobs: int = 40_000) -> Figures:
-    """No-op functions drained by two channels: filled first, then timed from the first end to the last."""
-    with lab() as made:
-        ping = ping_yardstick(made)
-        made.client.submit_many([NOOP] * jobs)
-        rate = _drain(made, jobs)
-        return {"jobs_per_s": rate, "yardstick_ping_per_s": ping, "ratio": rate / ping}
+#: Seconds that one unit may take before it is given up; a growth beyond a million may take as many times longer.
+PATIENCE = 420
+QUICK = ("noop", "submitting", "latency", "commands")
 
 
-def _drain(made: Lab, jobs: int, channels: int = 2) -> float:
-    made.start_daemon(channels)
-    wait_until(made.finished, 30, 0.001)
-    first, began = made.finished(), time.monotonic()
-    wait_until(lambda: made.finished() >= jobs, 120)
-    return (jobs - first) / (time.monotonic() - began)
+@dataclass(frozen=True)
+class Unit:
+    """What is measured in one go and kept in one file."""
+
+    name: str
+    measure: Callable[[argparse.Namespace], Figures]
 
 
-def submitting(jobs: int = 50_000) -> Figures:
-    """From Python dicts in bulk, and one by one."""
-    with lab() as made:
-        ping = ping_yardstick(made)
-        began = time.monotonic()
-        made.client.submit_many([NOOP] * jobs)
-        bulk = jobs / (time.monotonic() - began)
-        began = time.monotonic()
-        for _ in range(2000):
-            made.client.submit(["/bin/true"])
-        singly = 2000 / (time.monotonic() - began)
-        return {"bulk_per_s": bulk, "singly_per_s": singly, "yardstick_ping_per_s": ping, "ratio": singly / ping}
+def main() -> int:
+    """0 when everything that was asked for was measured; a peer that is not here counts as measured."""
+    options = _options()
+    results = Results(options.results)
+    if options.names == ["page"]:
+        page.write(results, options.page)
+        return 0
+    settings = {name: getattr(options, name) for name in ("runs", "scale", "largest", "channels")}
+    wanted = [unit for name in options.names or PARTS for unit in PARTS[name](options)]
+    if options.names:
+        results.note(settings)
+    else:
+        results.begin(options.fresh, settings)
+        wanted = [unit for unit in wanted if not results.has(unit.name)]
+    failed = [unit.name for unit in wanted if not _measured(unit, options, results)]
+    if failed:
+        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+    elif not options.names:
+        results.complete()
+    if not options.names:
+        page.write(results, options.page)
+    return 1 if failed else 0
 
 
-def control(jobs: int = 50_000) -> Figures:
-    """Many jobs at once, chosen by a filter from as many others: cancelled, held, retried; nothing runs beside it."""
-    with lab() as made:
-        ping = ping_yardstick(made)
-        items = [NOOP | {"name": f"{name}-{number}"} for number in range(jobs) for name in ("etl", "other")]
-        made.client.submit_many(items)
-        figures: Figures = {"yardstick_ping_per_s": ping}
-        for verb, statuses, change in (
-            ("hold", "pending", lambda chunk: made.client.hold(job for job, _ in chunk)),
-            ("release", "pending", lambda chunk: made.client.release(job for job, _ in chunk)),
-            ("priority", "pending", lambda chunk: made.client.prioritise((job for job, _ in chunk), 5)),
-            ("cancel", "pending", lambda chunk: made.client.cancel(job for job, _ in chunk)),
-            ("retry", "cancelled", made.client.retry_many),
-        ):
-            began, changed = time.monotonic(), 0
-            for chunk in made.client.matching(statuses, name="etl-*"):
-                changed += len(change(chunk))
-            assert changed == jobs, f"{verb}: {changed} of {jobs}"
-            figures[f"{verb}_per_s"] = jobs / (time.monotonic() - began)
-        return figures | {"ratio": figures["cancel_per_s"] / ping}
-
-
-def latency(samples: int = 500) -> Figures:
-    """Idle: submit -> result in the submitter's hands, one at a time; beside a bare pub/sub round trip."""
-    with lab() as made:
-        made.start_daemon(2)
-        figures: Figures = {}
-        for name, item in (("function", NOOP), ("command", TRUE)):
-            times = [_round_trip(made, item) for _ in range(samples + 20)][20:]
-            figures[f"{name}_p50_ms"] = statistics.median(times) * 1000
-            figures[f"{name}_p99_ms"] = statistics.quantiles(times, n=100)[98] * 1000
-        figures["yardstick_pubsub_p50_ms"] = _pubsub_round_trip(made, samples)
-        figures["ratio"] = figures["function_p50_ms"] / figures["yardstick_pubsub_p50_ms"]
-        return figures
-
-
-def _round_trip(made: Lab, item: dict[str, Any]) -> float:
-    began = time.perf_counter()
-    (job,) = made.client.submit_many([item])
-    job.wait(10)
-    took = time.perf_counter() - began
-    assert job.outcome == "succeeded", (job.outcome, job.error)
-    return took
-
-
-def _pubsub_round_trip(made: Lab, samples: int) -> float:
-    echo = (
-        "import redis,sys\n"
-        "r=redis.Redis.from_url(sys.argv[1]); p=r.pubsub(); p.subscribe('ask')\n"
-        "for m in p.listen():\n"
-        "    if m['type']=='message': r.publish('answer', m['data'])\n"
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    process = subprocess.Popen([sys.executable, "-c", echo, made.url])
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *PARTS, "page"], metavar="PART", help=", ".join([*PARTS, "page"])
+    )
+    parser.add_argument("--quick", action="store_true", help="our own part only, small, once; no page")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), default=[], help="peers or parts of growth, by name"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="of each measurement")
+    parser.add_argument("--scale", type=float, default=1.0, help="how much work, of what is usual")
+    parser.add_argument("--largest", type=int, default=1_000_000, help="growth: jobs that wait, rows, indices at most")
+    parser.add_argument("--channels", type=int, default=1000, help="growth: simulated channels at most")
+    parser.add_argument("--results", type=Path, default=None, help="directory of what was measured")
+    parser.add_argument("--page", type=Path, default=page.PAGE, help="what to write")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever is there")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON, one line a unit")
+    options = parser.parse_args()
+    if options.quick:
+        options.names, options.runs, options.scale = options.names or list(QUICK), 1, min(options.scale, 0.25)
+    default = "quick" if options.quick else "results"
+    options.results = options.results or Results().directory.with_name(default)
+    return options
+
+
+def _measured(unit: Unit, options: argparse.Namespace, results: Results) -> bool:
+    """Measure it, keep it, say so."""
+    began, before = time.monotonic(), others()
     try:
-        subscriber = made.redis.pubsub()
-        subscriber.subscribe("answer")
-        subscriber.get_message(timeout=1)
-        wait_until(lambda: made.redis.publish("ask", "0"), 10)
-        assert subscriber.get_message(timeout=5)
-        times = []
-        for _ in range(samples):
-            began = time.perf_counter()
-            made.redis.publish("ask", "1")
-            assert subscriber.get_message(timeout=5)
-            times.append(time.perf_counter() - began)
-        return statistics.median(times) * 1000
+        with _within(PATIENCE * max(1, options.largest // 1_000_000)):
+            figures = unit.measure(options)
+    except NotHere as error:
+        figures = {"not_here": str(error)}
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one of them, the others are measured
+        print(f"{unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        results.put_failure(unit.name, f"{type(error).__name__}: {error}")
+        return False
+    figures["others_percent"] = [before, others()]
+    results.put(unit.name, figures)
+    if options.json:
+        print(json.dumps({unit.name: figures}), flush=True)
+    else:
+        print(f"{unit.name} ({time.monotonic() - began:.0f} s; others use {before:.0f} % of a processor)")
+        print("\n".join(_told(figures)), flush=True)
+    return True
+
+
+@contextlib.contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
     finally:
-        process.kill()
-        process.wait()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def commands(rounds: int = 5, jobs: int = 1500) -> Figures:
-    """/bin/true with captured output, two in flight: by one channel of two slots, and by two of one, as peers have it.
-
-    A bare posix_spawn loop, two in flight, runs before and after each round: other load on the machine hits both alike.
-    """
-    figures: Figures = {}
-    for name, channels, slots in (("one_channel", 1, 2), ("two_channels", 2, 1)):
-        with lab() as made:
-            made.start_daemon(channels, slots)
-            _drained(made, jobs // 5)  # warm
-            rates, bare = [], [spawn_yardstick()]
-            for _ in range(rounds):
-                rates.append(_drained(made, jobs))
-                bare.append(spawn_yardstick())
-        spawns = [(before + after) / 2 for before, after in pairwise(bare)]
-        figures[f"{name}_jobs_per_s"] = statistics.median(rates)
-        figures[f"{name}_ratio"] = statistics.median(rate / spawn for rate, spawn in zip(rates, spawns, strict=True))
-    figures["yardstick_spawn_per_s"] = statistics.median(spawns)
-    figures["ratio"] = figures["one_channel_ratio"]
-    return figures
+def _told(figures: Figures, indent: int = 1) -> Iterator[str]:
+    """Every number, several of one kind as their median with their range."""
+    for key, value in figures.items():
+        margin = "    " * indent
+        if isinstance(value, dict):
+            yield f"{margin}{key}"
+            yield from _told(value, indent + 1)
+        elif isinstance(value, list) and value and all(isinstance(each, int | float) for each in value):
+            spread = f"   ({min(value):,.2f} - {max(value):,.2f})" if len(value) > 1 else ""
+            yield f"{margin}{key:32} {statistics.median(value):>12,.2f}{spread}"
+        elif isinstance(value, int | float):
+            yield f"{margin}{key:32} {value:>12,.2f}"
+        elif isinstance(value, str):
+            yield f"{margin}{key:32} {value}"
 
 
-def _drained(made: Lab, jobs: int) -> float:
-    """Commands a second, from the submit to the last end."""
-    before, began = made.finished(), time.monotonic()
-    made.client.submit_many([TRUE] * jobs)
-    wait_until(lambda: made.finished() >= before + jobs, 120)
-    return jobs / (time.monotonic() - began)
+# -- the parts -------------------------------------------------------------------------------------------------------
 
 
-def spawn_yardstick(count: int = 1500) -> float:
-    """Bare posix_spawn and wait of /bin/true a second, two in flight."""
-    running: set[int] = set()
-    began = time.monotonic()
-    for _ in range(count):
-        if len(running) == 2:
-            running.discard(os.waitpid(-1, 0)[0])
-        running.add(os.posix_spawn("/bin/true", ["/bin/true"], {}))
-    for pid in running:
-        os.waitpid(pid, 0)
-    return count / (time.monotonic() - began)
+def _repeated(measure: Callable[..., Figures], once: bool = False, **sizes: int) -> Callable[..., list[Unit]]:
+    """One of our own measurements, several times over: each figure with its values. ``sizes``: what --scale scales."""
+
+    def several(options: argparse.Namespace) -> Figures:
+        scaled = {name: max(20, round(size * options.scale)) for name, size in sizes.items()}
+        runs = [measure(**scaled) for _ in range(1 if once else options.runs)]
+        return {key: [run[key] for run in runs] for key in runs[0]}
+
+    return lambda options: [Unit(measure.__name__, several)]
 
 
-def delayed(waiting: int = 1_000_000, due: int = 3000, seconds: float = 30.0) -> Figures:
-    """How late jobs start that become due at random moments, while a million wait for tomorrow; what those cost."""
-    with lab() as made:
-        made.start_daemon(2)
-        time.sleep(2)
-        before, server_before = _resident(made), made.redis.info("memory")["used_memory"]
-        for _ in range(waiting // 10_000):
-            made.client.submit_many([NOOP | {"delay": "1d"}] * 10_000)
-        time.sleep(2)
-        grown, per_job = _resident(made) - before, made.redis.info("memory")["used_memory"] - server_before
-        begin = time.time() + 3
-        moments = sorted(begin + random.uniform(0, seconds) for _ in range(due))
-        jobs = made.client.submit_many([NOOP | {"at": moment} for moment in moments])
-        made.client.wait(jobs, seconds + 60)
-        late = [job.view.result.started - moment for job, moment in zip(jobs, moments, strict=True)]
-        return {
-            "late_p50_ms": statistics.median(late) * 1000,
-            "late_p99_ms": statistics.quantiles(late, n=100)[98] * 1000,
-            "late_max_ms": max(late) * 1000,
-            "daemon_grown_mib": grown / 2**20,
-            "redis_bytes_per_waiting_job": per_job / waiting,
-        }
+def _yardsticks(name: str) -> Callable[..., list[Unit]]:
+    def measure(options: argparse.Namespace) -> Figures:
+        runs = []
+        for _ in range(options.runs):
+            with lab() as made:
+                runs.append(yardsticks(made.url, made.socket))
+        return {key: [run[key] for run in runs] for key in runs[0]}
+
+    return lambda options: [Unit(name, measure)]
 
 
-def _resident(made: Lab) -> int:
-    return sum(process.memory_full_info().uss for process in made.processes())
+def _peers(options: argparse.Namespace) -> list[Unit]:
+    def measuring(name: str) -> Callable[[argparse.Namespace], Figures]:
+        return lambda options: peers.measure(name, options.runs, options.scale)
+
+    return [Unit(f"peer-{name}", measuring(name)) for name in _chosen(peers.PEERS, options)]
 
 
-def idle(seconds: float = 20.0) -> Figures:
-    """CPU and memory of master and slave with four channels and nothing to do."""
-    with lab() as made:
-        made.start_daemon(4)
-        time.sleep(3)
-        processes = made.processes()
-        before, server_before = cpu_seconds(processes), cpu_seconds([made.server()])
-        time.sleep(seconds)
-        used = cpu_seconds(processes) - before
-        server = cpu_seconds([made.server()]) - server_before
-        memory = sum(process.memory_full_info().pss for process in processes)
-        return {
-            "cpu_percent": 100 * used / seconds,
-            "redis_cpu_percent": 100 * server / seconds,
-            "pss_mib": memory / 2**20,
-            "processes": len(processes),
-        }
+def _growth(options: argparse.Namespace) -> list[Unit]:
+    return [Unit(f"growth-{name}", growth.SERIES[name]) for name in _chosen(growth.SERIES, options)]
 
 
-BENCHMARKS: dict[str, Callable[[], Figures]] = {
-    "noop": noop,
-    "submitting": submitting,
-    "control": control,
-    "latency": latency,
-    "commands": commands,
-    "delayed": delayed,
-    "idle": idle,
-    "history": history,
+def _chosen(known: Any, options: argparse.Namespace) -> list[str]:
+    unknown = [name for name in options.only if name not in peers.PEERS and name not in growth.SERIES]
+    if unknown:
+        sys.exit(f"--only: {unknown[0]} is unknown; known are {', '.join([*peers.PEERS, *growth.SERIES])}")
+    return [name for name in known if not options.only or name in options.only]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[Unit]]] = {
+    "yardsticks": _yardsticks("yardsticks-before"),
+    "noop": _repeated(own.noop, jobs=40_000),
+    "submitting": _repeated(own.submitting, jobs=50_000),
+    "latency": _repeated(own.latency, samples=500),
+    "commands": _repeated(own.commands, jobs=1500),
+    "peers": _peers,
+    "profile": lambda options: [Unit("profile", profile.measure)],
+    "growth": _growth,
+    "idle": _repeated(own.idle, once=True),
+    "control": _repeated(own.control, jobs=50_000),
+    "delayed": _repeated(own.delayed, once=True, waiting=1_000_000, due=3000),
+    "history": _repeated(history, once=True, rows=1_000_000),
+    "yardsticks-after": _yardsticks("yardsticks-after"),
 }
 
 
-def main() -> None:
-    """Run the named benchmarks (all, by default), each several times; medians with their range."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    options = parser.parse_args()
-    report: dict[str, Any] = {"machine": platform.platform(), "cpus": os.cpu_count()}
-    report["python"] = platform.python_version()
-    for name in options.names or BENCHMARKS:
-        runs = [BENCHMARKS[name]() for _ in range(1 if name == "idle" else options.runs)]
-        report[name] = {key: _spread([run[key] for run in runs]) for key in runs[0]}
-        if not options.json:
-            print(f"{name}: {(BENCHMARKS[name].__doc__ or '').strip()}")
-            for key, (median, low, high) in report[name].items():
-                print(f"    {key:28} {median:>12,.2f}   ({low:,.2f} - {high:,.2f})", flush=True)
-    if options.json:
-        print(json.dumps(report, indent=2))
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,13 +60,14 @@ def _timed(ask: Callable[[], object]) -> float:
 def _fill(path: Path, rows: int) -> None:
     """A file as the collector writes it, of ``rows`` ends a second apart."""
     written = History(str(path))
-    made = _ends(rows)
+    made = ends(rows)
     for _ in range(0, rows, BATCH):
         written.add([next(made) for _ in range(BATCH)])
     written.close()
 
 
-def _ends(rows: int) -> Iterator[Any]:
+def ends(rows: int) -> Iterator[Any]:
+    """Rows of jobs that ended, a second apart."""
     random_of = random.Random(1)
     for number in range(1, rows + 1):
         node = "node-rare" if number % 100_000 == 7 else f"node-{random_of.randrange(20)}"

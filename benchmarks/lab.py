@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -19,17 +18,23 @@ import redis
 
 from jobschedd import Client
 from jobschedd.store import embedded
+from jobschedd.store.keys import Keys
 
-CONFIG = """
-role: [master, slave]
+MASTER = """
+role: [master]
 node: bench
 redis: {{url: "unix://{directory}/redis.sock"}}
 state_dir: {directory}
 log: {{level: warning}}
+"""
+BOTH = (
+    MASTER.replace("[master]", "[master, slave]")
+    + """
 slave:
   python_path: ["{root}"]
   channels: [{channels}]
 """
+)
 
 
 class Lab:
@@ -37,7 +42,8 @@ class Lab:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.url = f"unix://{directory}/redis.sock"
+        self.socket = f"{directory}/redis.sock"
+        self.url = f"unix://{self.socket}"
         self._server = subprocess.Popen(embedded.command(str(directory)), stdout=subprocess.DEVNULL)
         self.daemon: subprocess.Popen[bytes] | None = None
         wait_until(lambda: embedded.answers(str(directory)), 10)
@@ -47,10 +53,18 @@ class Lab:
     def start_daemon(self, channels: int, slots: int = 1) -> None:
         """``channels`` channels of ``slots`` slots, master and slave in one daemon; returns when all are there."""
         names = ", ".join(f'{{name: "{number + 1}", slots: {slots}}}' for number in range(channels))
-        config = self.directory / "jobsched.yaml"
-        config.write_text(CONFIG.format(directory=self.directory, channels=names, root=Path(__file__).parent.parent))
-        self.daemon = subprocess.Popen([sys.executable, "-m", "jobschedd.cli.daemon", "run", "--config", str(config)])
+        self._start(BOTH.format(directory=self.directory, channels=names, root=Path(__file__).parent.parent))
         wait_until(lambda: len(self.client.channels()) == channels, 10)
+
+    def start_master(self) -> None:
+        """A master alone; returns when it leads."""
+        self._start(MASTER.format(directory=self.directory))
+        wait_until(lambda: self.redis.exists(Keys("main").leader), 10)
+
+    def _start(self, config: str) -> None:
+        path = self.directory / "jobsched.yaml"
+        path.write_text(config)
+        self.daemon = subprocess.Popen([sys.executable, "-m", "jobschedd.cli.daemon", "run", "--config", str(path)])
 
     def finished(self) -> int:
         """Jobs that have ended: only their records have a time to live. One O(1) command."""
@@ -61,6 +75,17 @@ class Lab:
         assert self.daemon is not None
         daemon = psutil.Process(self.daemon.pid)
         return [daemon, *daemon.children()]
+
+    def roles(self) -> dict[str, list[psutil.Process]]:
+        """The processes of each kind: supervisor, dispatcher, collector, channels, runners; what is there of them."""
+        supervisor, *children = self.processes()
+        found: dict[str, list[psutil.Process]] = {"supervisor": [supervisor]}
+        for child in children:
+            role = " ".join(child.cmdline()).strip("\0 ").removeprefix("jobschedd: ")
+            kind = "channels" if role.startswith("channel") else role
+            found.setdefault(kind, []).append(child)
+        found["runners"] = [runner for channel in found.get("channels", ()) for runner in channel.children()]
+        return found
 
     def server(self) -> psutil.Process:
         """The Redis server's process."""
@@ -101,14 +126,3 @@ def wait_until(condition: Callable[[], Any], seconds: float, pause: float = 0.00
 def cpu_seconds(processes: list[psutil.Process]) -> float:
     """User and system time that these processes have used so far."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-def ping_yardstick(lab: Lab) -> float:
-    """PINGs a second by redis-benchmark, 50 clients, no pipeline: what the machine can do with Redis just now."""
-    tool = shutil.which("redis-benchmark")
-    if tool is None:
-        return float("nan")
-    socket = str(lab.directory / "redis.sock")
-    command = [tool, "-s", socket, "-q", "-n", "100000", "-t", "ping_mbulk", "--csv"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"})
-    return float(answer.stdout.strip().splitlines()[-1].split(",")[1].strip('"'))

@@ -57,7 +57,7 @@ class RedisServer:
         # Not pytest's tmp_path: the address of a Unix socket holds 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="jobsched-redis-"))
         self.socket = self.directory / "redis.sock"
-        self.port = _free_port() if tcp else 0
+        self.port = free_port() if tcp else 0
         self.aof = aof
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
@@ -177,7 +177,7 @@ class RedisServer:
         self.process.send_signal(signum)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

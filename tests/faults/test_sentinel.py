@@ -19,7 +19,7 @@ import redis
 from jobschedd.config import RedisConfig
 from jobschedd.store.connect import connect
 from ledger import judge
-from redis_server import RedisServer, _free_port, die_with_parent, server_binary, wait_until
+from redis_server import RedisServer, die_with_parent, free_port, server_binary, wait_until
 
 DOWN_AFTER = 0.5
 SERVICE = "jobs"
@@ -34,7 +34,7 @@ class Sentinels:
         self.first = RedisServer(*safe, tcp=True).start()
         replica = (*safe, "--replicaof", "127.0.0.1", str(self.first.port))
         self.replicas = [RedisServer(*replica, tcp=True).start() for _ in range(2)]
-        self.ports = [_free_port() for _ in range(3)]
+        self.ports = [free_port() for _ in range(3)]
         self.processes = [self._start(port) for port in self.ports]
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         self.url = f"sentinel://{hosts}/{SERVICE}"

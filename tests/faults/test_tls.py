@@ -15,7 +15,7 @@ from jobschedd.config import RedisConfig
 from jobschedd.errors import StoreUnavailable
 from jobschedd.store.connect import check_server, connect
 from ledger import judge
-from redis_server import RedisServer, _free_port, server_binary, wait_until
+from redis_server import RedisServer, free_port, server_binary, wait_until
 
 CA_SETTINGS = """
 [ca]
@@ -83,7 +83,7 @@ class TlsServer:
     """A server with a plain port and one with TLS."""
 
     def __init__(self, certificate: tuple[Path, Path], ca: Path) -> None:
-        self.tls_port = _free_port()
+        self.tls_port = free_port()
         options = ("--tls-port", str(self.tls_port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(ca))
         files = ("--tls-cert-file", str(certificate[0]), "--tls-key-file", str(certificate[1]))
         self.server = RedisServer(*options, *files, tcp=True)

@@ -6,20 +6,16 @@ its bound; one that has to raise it says why in its message.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import pytest
 
 from benchmarks.counters import Cost, counted
-from jobschedd.job import Outcome, Report, ReportKind, Result, encode
-from jobschedd.store.moves import Verb
+from benchmarks.life import NOOP, Life
 from redis_server import RedisServer
-from store_driver import KEEP, Driver
+from store_driver import Driver
 
 JOBS = 1000
-NOOP = {"function": "package.module:function"}
 
 
 @dataclass(frozen=True)
@@ -32,79 +28,6 @@ class Bound:
     bytes_out: float
 
 
-class Life:
-    """A thousand equal jobs that go through all moves, with nobody else there."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self.channel = driver.channel(window=10 * JOBS)
-        self.watcher = driver.server.client()
-        self.ids: list[str] = []
-        self.entries: list[tuple[str, dict[bytes, bytes]]] = []
-        self.collected: list[bytes] = []
-
-    def run(self) -> dict[str, Cost]:
-        """Move -> what it cost. Everything was called once before, so that scripts are loaded and classes known."""
-        for move in self.moves():
-            move()
-        costs = {}
-        for move in self.moves():
-            with counted(self.watcher) as costs[move.__name__.strip("_")]:
-                move()
-        self.watcher.close()
-        return costs
-
-    def moves(self) -> tuple[Callable[[], object], ...]:
-        return self._submit, self._dispatch, self._receive, self._report, self._read, self._collect, self._forget
-
-    def _submit(self) -> None:
-        self.ids = self.driver.submit_items([NOOP] * JOBS)
-
-    def _dispatch(self) -> None:
-        header = self.driver.header(self.ids[0])
-        assert self.driver.dispatch(self.channel, JOBS, header.job_class, header.priority).sent == JOBS
-
-    def _receive(self) -> None:
-        self.entries = self.channel.entries()
-
-    def _report(self) -> None:
-        handed = self.channel.store.report_of(self.channel.incarnation, [self._told(*each) for each in self.entries])
-        assert handed == [True] * JOBS
-
-    def _told(self, entry: str, order: dict[bytes, bytes]) -> tuple[str, bytes]:
-        report = Report(
-            kind=ReportKind.RESULT,
-            job=order[b"job"].decode(),
-            attempt=1,
-            entry=entry,
-            incarnation=self.channel.incarnation,
-            outcome=Outcome.SUCCEEDED,
-            cause="returned",
-            result=self._result(),
-        )
-        return entry, encode(report)
-
-    def _result(self) -> bytes:
-        ended = 1_700_000_000.5
-        return encode(
-            Result(outcome=Outcome.SUCCEEDED, cause="returned", node="n1", channel="1", started=ended, ended=ended)
-        )
-
-    def _read(self) -> None:
-        self.collected = [entry for entry, _ in self.watcher.xrange(self.driver.keys.results)]
-
-    def _collect(self) -> None:
-        arguments: list[Any] = []
-        for entry, order in self.entries:
-            head = [Verb.DONE, order[b"job"].decode(), 1, entry]
-            arguments += [*head, int(Outcome.SUCCEEDED), self._result(), KEEP, "", ""]
-        verdicts = self.driver.moves.collect(self.driver.fence, arguments)
-        assert all(verdict == 1 for verdict, _ in verdicts)
-
-    def _forget(self) -> None:
-        self.driver.moves.delete_collected(self.collected)
-
-
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Cost]:
     """Of each move. Counted once for the module."""
@@ -112,7 +35,7 @@ def costs() -> dict[str, Cost]:
     driver = Driver(server)
     try:
         driver.lead()
-        return Life(driver).run()
+        return Life(driver, JOBS).run()
     finally:
         driver.close()
         server.close()

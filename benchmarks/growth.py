@@ -1,0 +1,201 @@
+"""What a job costs as things grow: jobs that wait, channels, payloads, arrays, the history. Flat is good."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.history import ends
+from benchmarks.lab import Lab, lab, wait_until
+from benchmarks.own import NOOP
+from benchmarks.profile import per_job, watched
+from jobschedd.master.history import History
+
+Figures = dict[str, Any]
+#: Jobs of which one point is measured, after so many that only warm up.
+MEASURED, WARM = 20_000, 2000
+IDLE = 8.0
+#: Jobs that one call submits while a point is prepared.
+SLICE = 50_000
+#: Entries that all channels of a fleet may have together.
+ROOM = 2000
+
+
+def backlog(options: argparse.Namespace) -> Figures:
+    """So many jobs still wait at the end of the measurement, of the very same kind."""
+    return {"points": [_with_backlog(size, options) for size in _tens(1000, options.largest)]}
+
+
+def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
+    measured = _scaled(MEASURED, options)
+    with lab() as made:
+        _submit(made, size + measured + WARM)
+        before = made.finished()
+        made.start_daemon(2)
+        return {"size": size} | _running(made, before, measured)
+
+
+def _submit(made: Lab, count: int) -> None:
+    for first in range(0, count, SLICE):
+        made.client.submit_many([NOOP] * min(SLICE, count - first))
+
+
+def _running(made: Lab, before: int, measured: int) -> Figures:
+    """The cost of ``measured`` jobs of those that are just being run, the first ``WARM`` left out.
+
+    ``before``: how many had ended when nothing ran.
+    """
+    wait_until(lambda: made.finished() >= before + WARM, 120)
+    with watched(made) as figures:
+        first = made.finished()
+        wait_until(lambda: made.finished() >= before + WARM + measured, 120)
+        ran = made.finished() - first
+    return per_job(figures, ran)
+
+
+def channels(options: argparse.Namespace) -> Figures:
+    """A master, and so many simulated channels that answer at once (see ``benchmarks.fleet``): idle, and at work."""
+    return {"points": [_with_channels(size, options) for size in (1, 4, *_tens(10, options.channels))]}
+
+
+def _with_channels(size: int, options: argparse.Namespace) -> Figures:
+    measured = _scaled(MEASURED, options)
+    with lab() as made:
+        made.redis.config_set("maxclients", 4 * size + 1000)
+        made.start_master()
+        with _fleet(made, size):
+            wait_until(lambda: len(made.client.channels()) == size, 60, 0.1)
+            figures = {"size": size} | _idle(made)
+            _live(made, WARM)
+            with watched(made) as working:
+                _live(made, measured)
+            return figures | per_job(working, measured)
+
+
+def _live(made: Lab, jobs: int) -> None:
+    before = made.finished()
+    made.client.submit_many([NOOP] * jobs)
+    wait_until(lambda: made.finished() >= before + jobs, 120)
+
+
+@contextlib.contextmanager
+def _fleet(made: Lab, size: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "benchmarks.fleet", made.url, str(size), str(max(2, ROOM // size))]
+    fleet = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert fleet.stdout is not None
+        assert fleet.stdout.readline().strip() == "ready", "the simulated channels did not come up"
+        yield
+    finally:
+        fleet.terminate()
+        fleet.wait(10)
+
+
+def _idle(made: Lab) -> Figures:
+    """Percent of a processor, per kind of process."""
+    with watched(made) as figures:
+        time.sleep(IDLE)
+    percent = {role: 100 * used / figures["seconds"] for role, used in figures["cpu"].items()}
+    return {
+        "idle_redis_percent": 100 * figures["cost"].cpu / figures["seconds"],
+        "idle_dispatcher_percent": percent["dispatcher"],
+        "idle_collector_percent": percent["collector"],
+        "idle_commands_per_s": figures["cost"].commands.total() / figures["seconds"],
+        "connections": int(made.redis.info("clients")["connected_clients"]),
+    }
+
+
+def payload(options: argparse.Namespace) -> Figures:
+    """A function with one argument of so many bytes."""
+    return {"points": [_with_payload(size, options) for size in (10, 100, 1000, 10_000, 100_000)]}
+
+
+def _with_payload(size: int, options: argparse.Namespace) -> Figures:
+    jobs = max(200, min(_scaled(MEASURED, options), 100_000_000 // size))
+    item = {"function": "benchmarks.functions:take", "args": ["x" * size]}
+    with lab() as made:
+        made.start_daemon(2)
+        for count in (jobs // 10, jobs):
+            before = made.finished()
+            with watched(made) as figures:
+                made.client.submit_many([item] * count)
+                wait_until(lambda count=count, before=before: made.finished() >= before + count, 120)
+    return {"size": size} | per_job(figures, jobs)
+
+
+def array(options: argparse.Namespace) -> Figures:
+    """One array of so many tasks: what its submit takes, what it occupies before it starts, what a task costs."""
+    return {"points": [_with_array(size, options) for size in _tens(1000, min(options.largest, 9_999_999))]}
+
+
+def _with_array(size: int, options: argparse.Namespace) -> Figures:
+    measured = min(_scaled(MEASURED, options), size - size // 10)
+    with lab() as made:
+        made.client.submit_many([NOOP])
+        memory, began = made.redis.info("memory")["used_memory"], time.perf_counter()
+        made.client.submit_many([NOOP | {"array": f"1-{size}"}])
+        figures = {
+            "size": size,
+            "submit_ms": 1000 * (time.perf_counter() - began),
+            "bytes_before_start": made.redis.info("memory")["used_memory"] - memory,
+        }
+        before = made.finished()
+        made.start_daemon(2)
+        with watched(made) as watching:
+            first = made.finished()
+            wait_until(lambda: made.finished() >= before + measured, 120)
+            ran = made.finished() - first
+    return figures | per_job(watching, ran)
+
+
+def history(options: argparse.Namespace) -> Figures:
+    """A row that is added to a history of so many, in batches as the collector writes them."""
+    points = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "history.db"
+        written, made, rows = History(str(path)), ends(options.largest + 10 * MEASURED), 0
+        for size in _tens(1000, options.largest):
+            rows += _add(written, made, size - rows)
+            began = time.process_time()
+            rows += _add(written, made, 10_000)
+            used = time.process_time() - began
+            points.append({"size": size, "row_us": 1e6 * used / 10_000, "row_bytes": _size(path) / rows})
+        written.close()
+    return {"points": points}
+
+
+def _add(written: History, made: Iterator[Any], count: int) -> int:
+    for first in range(0, max(0, count), 1000):
+        written.add([next(made) for _ in range(min(1000, count - first))])
+    return max(0, count)
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
+
+
+def _tens(first: int, most: int) -> Iterator[int]:
+    size = first
+    while size <= most:
+        yield size
+        size *= 10
+
+
+def _scaled(count: int, options: argparse.Namespace) -> int:
+    return max(2 * WARM, round(count * options.scale))
+
+
+SERIES: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    "backlog": backlog,
+    "channels": channels,
+    "payload": payload,
+    "array": array,
+    "history": history,
+}
