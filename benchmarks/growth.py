@@ -24,8 +24,8 @@ MEASURED, WARM = 20_000, 2000
 IDLE = 8.0
 #: Jobs that one call submits while a point is prepared.
 SLICE = 50_000
-#: Entries that all channels of a fleet may have together.
-ROOM = 2000
+#: Entries that a simulated channel asks for: as a real one of one slot does once it knows that its jobs are instant.
+WINDOW = 513
 
 
 def backlog(options: argparse.Namespace) -> Figures:
@@ -87,7 +87,7 @@ def _live(made: Lab, jobs: int) -> None:
 
 @contextlib.contextmanager
 def _fleet(made: Lab, size: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "benchmarks.fleet", made.url, str(size), str(max(2, ROOM // size))]
+    command = [sys.executable, "-m", "benchmarks.fleet", made.url, str(size), str(WINDOW)]
     fleet = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert fleet.stdout is not None
