@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from jobschedd.master.history import History
 Figures = dict[str, Any]
 #: Jobs of which one point is measured, after so many that only warm up.
 MEASURED, WARM = 20_000, 2000
+#: The largest array that is run to its end.
+WHOLE = 100_000
 IDLE = 8.0
 #: Jobs that one call submits while a point is prepared.
 SLICE = 50_000
@@ -29,35 +32,43 @@ WINDOW = 513
 
 
 def backlog(options: argparse.Namespace) -> Figures:
-    """So many jobs still wait at the end of the measurement, of the very same kind."""
+    """So many jobs wait: for a channel that is away, while others are run; and in the very line that is being run."""
     return {"points": [_with_backlog(size, options) for size in _tens(1000, options.largest)]}
 
 
 def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
     measured = _scaled(MEASURED, options)
     with lab() as made:
-        _submit(made, size + measured + WARM)
-        before = made.finished()
+        _submit(made, size, NOOP | {"channel": "away"})
         made.start_daemon(2)
-        return {"size": size} | _running(made, before, measured)
+        _live(made, NOOP, WARM)
+        with watched(made) as working:
+            _live(made, NOOP, measured)
+    with lab() as made:
+        _submit(made, size + measured + WARM, NOOP)
+        made.start_daemon(2)
+        same_line = _rate(made, measured)
+    return {"size": size} | per_job(working, measured) | {"same_line_jobs_per_s": same_line}
 
 
-def _submit(made: Lab, count: int) -> None:
+def _submit(made: Lab, count: int, item: dict[str, Any]) -> None:
     for first in range(0, count, SLICE):
-        made.client.submit_many([NOOP] * min(SLICE, count - first))
+        made.client.submit_many([item] * min(SLICE, count - first))
 
 
-def _running(made: Lab, before: int, measured: int) -> Figures:
-    """The cost of ``measured`` jobs of those that are just being run, the first ``WARM`` left out.
+def _live(made: Lab, item: dict[str, Any], jobs: int) -> None:
+    """From the submit of so many to the last end."""
+    before = made.finished()
+    _submit(made, jobs, item)
+    wait_until(lambda: made.finished() >= before + jobs, 120)
 
-    ``before``: how many had ended when nothing ran.
-    """
-    wait_until(lambda: made.finished() >= before + WARM, 120)
-    with watched(made) as figures:
-        first = made.finished()
-        wait_until(lambda: made.finished() >= before + WARM + measured, 120)
-        ran = made.finished() - first
-    return per_job(figures, ran)
+
+def _rate(made: Lab, measured: int) -> float:
+    """Jobs that end per second, of a line that goes on; the first ``WARM`` left out."""
+    wait_until(lambda: made.finished() >= WARM, 120)
+    first, began = made.finished(), time.monotonic()
+    wait_until(lambda: made.finished() >= first + measured - WARM, 120)
+    return (made.finished() - first) / (time.monotonic() - began)
 
 
 def channels(options: argparse.Namespace) -> Figures:
@@ -73,16 +84,10 @@ def _with_channels(size: int, options: argparse.Namespace) -> Figures:
         with _fleet(made, size):
             wait_until(lambda: len(made.client.channels()) == size, 60, 0.1)
             figures = {"size": size} | _idle(made)
-            _live(made, WARM)
+            _live(made, NOOP, WARM)
             with watched(made) as working:
-                _live(made, measured)
+                _live(made, NOOP, measured)
             return figures | per_job(working, measured)
-
-
-def _live(made: Lab, jobs: int) -> None:
-    before = made.finished()
-    made.client.submit_many([NOOP] * jobs)
-    wait_until(lambda: made.finished() >= before + jobs, 120)
 
 
 @contextlib.contextmanager
@@ -122,12 +127,10 @@ def _with_payload(size: int, options: argparse.Namespace) -> Figures:
     item = {"function": "benchmarks.functions:take", "args": ["x" * size]}
     with lab() as made:
         made.start_daemon(2)
-        for count in (jobs // 10, jobs):
-            before = made.finished()
-            with watched(made) as figures:
-                made.client.submit_many([item] * count)
-                wait_until(lambda count=count, before=before: made.finished() >= before + count, 120)
-    return {"size": size} | per_job(figures, jobs)
+        _live(made, item, jobs // 10)
+        with watched(made) as working:
+            _live(made, item, jobs)
+    return {"size": size} | per_job(working, jobs)
 
 
 def array(options: argparse.Namespace) -> Figures:
@@ -136,7 +139,7 @@ def array(options: argparse.Namespace) -> Figures:
 
 
 def _with_array(size: int, options: argparse.Namespace) -> Figures:
-    measured = min(_scaled(MEASURED, options), size - size // 10)
+    """The cost of a task only where the whole array is run: else some would be half-way at the end."""
     with lab() as made:
         made.client.submit_many([NOOP])
         memory, began = made.redis.info("memory")["used_memory"], time.perf_counter()
@@ -148,11 +151,11 @@ def _with_array(size: int, options: argparse.Namespace) -> Figures:
         }
         before = made.finished()
         made.start_daemon(2)
-        with watched(made) as watching:
-            first = made.finished()
-            wait_until(lambda: made.finished() >= before + measured, 120)
-            ran = made.finished() - first
-    return figures | per_job(watching, ran)
+        if size > WHOLE:
+            return figures | {"jobs_per_s": _rate(made, _scaled(MEASURED, options))}
+        with watched(made) as working:
+            wait_until(lambda: made.finished() >= before + size, 120)
+    return figures | per_job(working, size)
 
 
 def history(options: argparse.Namespace) -> Figures:
@@ -173,7 +176,7 @@ def history(options: argparse.Namespace) -> Figures:
 
 def _add(written: History, made: Iterator[Any], count: int) -> int:
     for first in range(0, max(0, count), 1000):
-        written.add([next(made) for _ in range(min(1000, count - first))])
+        written.add(list(islice(made, min(1000, count - first))))
     return max(0, count)
 
 

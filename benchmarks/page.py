@@ -377,7 +377,11 @@ _PER_JOB = {
 DRAWN = ("redis_us", "dispatcher_us", "collector_us", "channels_us", "row_us")
 #: Series -> title, what grows, figures of a point.
 GROWTH: dict[str, tuple[str, str, dict[str, str]]] = {
-    "backlog": ("Jobs that wait", "jobs that still wait", _PER_JOB),
+    "backlog": (
+        "Jobs that wait",
+        "jobs that wait elsewhere",
+        {**_PER_JOB, "same_line_jobs_per_s": "jobs per s with so many in the same line"},
+    ),
     "channels": (
         "Channels",
         "simulated channels",
