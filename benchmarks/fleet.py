@@ -6,7 +6,6 @@ a success at once. So what a fleet costs Redis and the master is seen on one mac
 
 from __future__ import annotations
 
-import resource
 import secrets
 import select
 import sys
@@ -20,9 +19,12 @@ from jobschedd.job import Outcome, Report, ReportKind, Result, encode
 from jobschedd.store.channel import ChannelStore, OrderEntry
 from jobschedd.store.connect import blocking
 from jobschedd.store.keys import Keys
+from jobschedd.store.pipe import Pipe
 from jobschedd.store.survey import ChannelInfo
 
 LEASE, RENEW, BLOCK = 15_000, 5.0, 1.0
+#: Seconds between two looks at whose lease is to be renewed.
+LOOK = 0.2
 PER_NODE = 4
 
 
@@ -69,32 +71,46 @@ class Channel:
         return order.id, encode(report)
 
 
-def main(url: str, count: int, window: int) -> None:
-    """Until SIGTERM."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    waiting = select.epoll()
-    pipes = {}
-    channels = []
-    for number in range(count):
-        channel = Channel(url, number, window)
-        channels.append(channel)
+class Fleet:
+    """All of them, served by one loop."""
+
+    def __init__(self) -> None:
+        self._waiting = select.epoll()
+        self._pipes: dict[int, Pipe] = {}
+        self._channels: list[Channel] = []
+        self._looked = time.monotonic()
+
+    def add(self, channel: Channel) -> None:
+        """One more."""
+        self._channels.append(channel)
         for pipe in channel.store.pipes:
-            pipes[pipe.fileno()] = pipe
-            waiting.register(pipe.fileno(), select.EPOLLIN)
-    print("ready", flush=True)
-    looked = time.monotonic()
-    while True:
-        for fd, _ in waiting.poll(0.2):
-            pipes[fd].write()
-            pipes[fd].read()
+            self._pipes[pipe.fileno()] = pipe
+            self._waiting.register(pipe.fileno(), select.EPOLLIN)
+
+    def serve(self, patience: float) -> None:
+        """Answer what has come; renew what is due."""
+        for fd, _ in self._waiting.poll(patience):
+            self._pipes[fd].write()
+            self._pipes[fd].read()
         now = time.monotonic()
-        if now - looked > 0.2:
-            looked = now
-            for channel in channels:
+        if now - self._looked > LOOK:
+            self._looked = now
+            for channel in self._channels:
                 channel.renew(now)
                 for pipe in channel.store.pipes:
                     pipe.write()
+
+
+def main(url: str, count: int, window: int) -> None:
+    """Until SIGTERM. The first ones are served while the last ones are made."""
+    fleet = Fleet()
+    for number in range(count):
+        fleet.add(Channel(url, number, window))
+        if number % 20 == 0:
+            fleet.serve(0)
+    print("ready", flush=True)
+    while True:
+        fleet.serve(LOOK)
 
 
 if __name__ == "__main__":

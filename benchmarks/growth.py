@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environments import NotHere
 from benchmarks.history import ends
 from benchmarks.lab import Lab, lab, wait_until
 from benchmarks.own import NOOP
@@ -73,13 +75,24 @@ def _rate(made: Lab, measured: int) -> float:
 
 def channels(options: argparse.Namespace) -> Figures:
     """A master, and so many simulated channels that answer at once (see ``benchmarks.fleet``): idle, and at work."""
-    return {"points": [_with_channels(size, options) for size in (1, 4, *_tens(10, options.channels))]}
+    _allow_files(2 * options.channels + 500)
+    sizes = sorted({1, 4, *_tens(10, options.channels), options.channels})
+    return {"points": [_with_channels(size, options) for size in sizes]}
+
+
+def _allow_files(needed: int) -> None:
+    """For us and for those that we start: the server has two connections of each channel, as has the fleet."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(needed, most)))
+    except (OSError, ValueError):
+        raise NotHere(f"{needed} open files are not allowed (ulimit -n {most})") from None
 
 
 def _with_channels(size: int, options: argparse.Namespace) -> Figures:
     measured = _scaled(MEASURED, options)
     with lab() as made:
-        made.redis.config_set("maxclients", 4 * size + 1000)
+        made.redis.config_set("maxclients", 2 * size + 100)
         made.start_master()
         with _fleet(made, size):
             wait_until(lambda: len(made.client.channels()) == size, 60, 0.1)

@@ -351,6 +351,9 @@ class Page:
             unit = self.results.get(f"growth-{name}")
             if not unit:
                 continue
+            if "not_here" in unit:
+                parts.append(f"### {title}\n\nNot measured: {unit['not_here']}.")
+                continue
             points = unit["points"]
             rows = [
                 [f"{point['size']:,}", *(_figure(point.get(key, float("nan"))) for key in keys)] for point in points
