@@ -194,6 +194,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Unit]]] = {
     "peers": _peers,
     "profile": lambda options: [Unit("profile", profile.measure)],
     "growth": _growth,
+    "startup": _repeated(own.startup),
     "idle": _repeated(own.idle, once=True),
     "control": _repeated(own.control, jobs=50_000),
     "delayed": _repeated(own.delayed, once=True, waiting=1_000_000, due=3000),

@@ -42,6 +42,7 @@ class Lab:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.config = directory / "jobsched.yaml"
         self.socket = f"{directory}/redis.sock"
         self.url = f"unix://{self.socket}"
         self._server = subprocess.Popen(embedded.command(str(directory)), stdout=subprocess.DEVNULL)
@@ -62,9 +63,9 @@ class Lab:
         wait_until(lambda: self.redis.exists(Keys("main").leader), 10)
 
     def _start(self, config: str) -> None:
-        path = self.directory / "jobsched.yaml"
-        path.write_text(config)
-        self.daemon = subprocess.Popen([sys.executable, "-m", "jobschedd.cli.daemon", "run", "--config", str(path)])
+        self.config.write_text(config)
+        command = [sys.executable, "-m", "jobschedd.cli.daemon", "run", "--config", str(self.config)]
+        self.daemon = subprocess.Popen(command)
 
     def finished(self) -> int:
         """Jobs that have ended: only their records have a time to live. One O(1) command."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import statistics
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from typing import Any
@@ -34,7 +36,7 @@ def _drain(made: Lab, jobs: int, channels: int = 2) -> float:
 
 
 def submitting(jobs: int = 50_000) -> Figures:
-    """From Python dicts in bulk, and one by one."""
+    """From Python dicts in bulk, and one by one; from a file by ``jobsched submit``, its start included."""
     with lab() as made:
         pings = ping(made.socket)
         began = time.monotonic()
@@ -44,7 +46,44 @@ def submitting(jobs: int = 50_000) -> Figures:
         for _ in range(2000):
             made.client.submit(["/bin/true"])
         singly = 2000 / (time.monotonic() - began)
-        return {"bulk_per_s": bulk, "singly_per_s": singly, "yardstick_ping_per_s": pings, "ratio": singly / pings}
+        lines = made.directory / "jobs.jsonl"
+        lines.write_text('{"command": ["/bin/true"]}\n' * jobs)
+        by_file = jobs / _took(_client(made, "submit", "--file", str(lines)))
+        return {
+            "bulk_per_s": bulk,
+            "file_lines_per_s": by_file,
+            "singly_per_s": singly,
+            "yardstick_ping_per_s": pings,
+            "ratio": singly / pings,
+        }
+
+
+def startup(rounds: int = 11) -> Figures:
+    """Whole processes, from their start to their end; and from a daemon's start to the first result."""
+    with lab() as made:
+        (job,) = made.client.submit_many([NOOP])
+        began = time.monotonic()
+        made.start_daemon(2)
+        job.wait(30)
+        first = time.monotonic() - began
+        check = [sys.executable, "-m", "jobschedd.cli.daemon", "check", "--config", str(made.config)]
+        submit = _client(made, "submit", "--", "/bin/true")
+        bare = [sys.executable, "-c", "pass"]
+        medians = {
+            name: 1000 * statistics.median(_took(command) for _ in range(rounds))
+            for name, command in (("submit_ms", submit), ("check_ms", check), ("yardstick_python_ms", bare))
+        }
+        return {"first_result_s": first, **medians, "ratio": medians["submit_ms"] / medians["yardstick_python_ms"]}
+
+
+def _client(made: Lab, *words: str) -> list[str]:
+    return [sys.executable, "-m", "jobschedd.cli.client", "--redis", made.url, *words]
+
+
+def _took(command: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    return time.monotonic() - began
 
 
 def control(jobs: int = 50_000) -> Figures:

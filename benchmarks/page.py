@@ -413,6 +413,14 @@ ALONE: tuple[tuple[str, dict[str, str]], ...] = (
     ),
     ("latency", {"ratio": "function p50, in raw pub/sub round trips"}),
     ("commands", {"ratio": "one channel of two slots, of bare spawn"}),
+    (
+        "startup",
+        {
+            "submit_ms": "jobsched submit, the whole process, ms",
+            "check_ms": "jobschedd check, ms",
+            "ratio": "submit, of a bare Python",
+        },
+    ),
     ("idle", {}),
     ("control", {"ratio": "cancelled per s, of PING"}),
     ("delayed", {}),
