@@ -82,7 +82,7 @@ def _client(made: Lab, *words: str) -> list[str]:
 
 def _took(command: list[str]) -> float:
     began = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
     return time.monotonic() - began
 
 
