@@ -389,7 +389,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     ``tries``: failures charged so far. ``crashes``: times it ran when its channel process died.
     ``since``: when the state began; for SCHEDULED when the job is due. Of one that is WAITING the entry's
-    time says when it is due besides, its number which time of waiting this is (see ``store/lua/record.lua``).
+    time says when it is due besides, its number which time of waiting this is, and the incarnation for how many jobs
+    it waits still (see ``store/lua/record.lua``).
     """
 
     state: State

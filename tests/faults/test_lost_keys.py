@@ -88,6 +88,26 @@ def test_repaired(cluster, ledger, redis_server, kind):
     assert starts <= len(ledger.told) + again, "a repair is no reason to run again what did run"
 
 
+@pytest.mark.parametrize("kind", ["awaits:<id>", "dependents:<id>", "waiting"])
+def test_nobody_starts_before_what_it_waits_for(cluster, redis_server, kind):
+    """The key comes back, with what it held; the jobs that had ended are not waited for anew."""
+    cluster.start("master")
+    cluster.start("slave", channels=2)
+    go = cluster.directory / "go"
+    with cluster.client() as client, redis_server.client() as admin:
+        ended = client.submit(["true"])
+        first, second = client.submit_many([{"shell": f"until [ -e {go} ]; do sleep 0.1; done; echo"}] * 2)
+        child = client.submit(["test", "-e", str(go)], after=[ended.id, first.id, second.id])
+        wait_until(lambda: admin.smembers(KEYS.awaits(child.id)) == {first.id.encode(), second.id.encode()}, 10, "one")
+        assert delete(admin, kind)
+        again = {"awaits:<id>": KEYS.awaits(child.id), "waiting": KEYS.waiting}
+        again |= {"dependents:<id>": KEYS.base + f"dependents:{first.id}"}
+        wait_until(lambda: admin.exists(again[kind]), 20, f"it is back\n{cluster.logs()}")
+        assert child.state == "waiting"
+        go.touch()
+        assert child.wait(20).outcome == "succeeded"
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("master", ["kept", "killed", "away"])
 @pytest.mark.parametrize("kind", ["pending", "pending:<c>:<p>", "scheduled", "classes", "channels", "next-id", "epoch"])

@@ -455,13 +455,81 @@ class TestRecheck:
         unblock(driver)
         assert driver.state(child) is State.PENDING
 
-    def test_nobody_knows_what_it_waits_for(self, driver):
-        (parent,) = driver.submit()
-        (child,) = driver.submit(after=parent)
-        driver.client.delete(f"{driver.keys.base}awaits:{child}")
-        assert self.check(driver) == (1, 1)
+    def lose(self, driver, child):
+        assert driver.client.delete(driver.keys.awaits(child)) == 1
+
+    def test_what_it_waits_for_is_gone(self, driver, channel):
+        """It waits on, for those that have not ended."""
+        ended, open_, other = (driver.dispatched(channel)[0] for _ in range(3))
+        (child,) = driver.submit(after=[ended, open_, f"{other}:any"])
+        driver.end(ended)
         unblock(driver)
+        self.lose(driver, child)
+        self.settle(driver)
+        assert driver.state(child) is State.WAITING
+        driver.end(open_)
+        self.settle(driver)
+        assert driver.state(child) is State.WAITING
+        driver.end(other, Outcome.FAILED)
+        self.settle(driver)
         assert driver.state(child) is State.PENDING
+        assert rest(driver) == set()
+
+    @pytest.mark.parametrize("first", [Outcome.SUCCEEDED, Outcome.FAILED])
+    def test_it_is_gone_when_an_end_is_told(self, driver, channel, first):
+        one, two = (driver.dispatched(channel)[0] for _ in range(2))
+        (child,) = driver.submit(after=[one, two])
+        self.lose(driver, child)
+        driver.end(one, first)
+        unblock(driver)
+        assert driver.state(child) is (State.WAITING if first is Outcome.SUCCEEDED else State.DONE)
+        driver.end(two)
+        unblock(driver)
+        assert driver.state(child) is (State.PENDING if first is Outcome.SUCCEEDED else State.DONE)
+
+    def test_it_is_gone_and_all_have_ended(self, driver, channel):
+        one, two = (driver.dispatched(channel)[0] for _ in range(2))
+        (child,) = driver.submit(after=[one, two])
+        self.lose(driver, child)
+        driver.end(one)
+        driver.end(two, keep=0)
+        self.settle(driver)
+        assert driver.state(child) is State.PENDING
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_it_is_gone_and_so_is_the_record_of_one_that_had_ended(self, driver, channel, told):
+        """How many it waited for says whether that end had come."""
+        forgotten, open_ = (driver.dispatched(channel)[0] for _ in range(2))
+        (child,) = driver.submit(after=[forgotten, open_])
+        if told:
+            driver.end(forgotten)
+            unblock(driver)
+        self.lose(driver, child)
+        driver.client.delete(driver.keys.job(forgotten), f"{driver.keys.base}dependents:{forgotten}")
+        self.settle(driver)
+        assert driver.state(child) is (State.WAITING if told else State.DONE)
+        driver.end(open_)
+        self.settle(driver)
+        assert driver.state(child) is (State.PENDING if told else State.DONE)
+
+    def test_it_is_gone_after_a_retry_that_waits_again(self, driver, channel):
+        parent = ended_as(driver, channel, Outcome.FAILED)
+        (child,) = driver.submit(after=parent)
+        unblock(driver)
+        driver.moves.retry([parent, child])
+        self.lose(driver, child)
+        self.settle(driver)
+        assert driver.state(child) is State.WAITING
+        driver.dispatch(channel)
+        driver.end(parent)
+        self.settle(driver)
+        assert driver.state(child) is State.PENDING
+
+    def settle(self, driver):
+        for _ in range(3):
+            unblock(driver)
+            self.check(driver)
+        unblock(driver)
 
     def test_not_while_ends_are_being_told(self, driver, channel):
         parent, _ = driver.dispatched(channel)

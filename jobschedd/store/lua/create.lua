@@ -78,11 +78,12 @@ local function create(job, now)
   local ids = {}
   for i = 1, job.count do
     local rec, id = ARGV[job.at + i - 1], string.format('%.0f', first + i - 1)
-    local time = #conditions > 0 and await_all(id, conditions, job.new, now)
+    local time, awaited
+    if #conditions > 0 then time, awaited = await_all(id, conditions, job.new, now) end
     local state = time and WAITING or start
     local rest = since .. string.sub(rec, 39)
     if state == WAITING then
-      rest = now_bytes .. string.sub(rec, 39, 46)
+      rest = now_bytes .. awaited_bytes(awaited)
         .. struct.pack('<I6I4', start == SCHEDULED and due or 0, time) .. string.sub(rec, 57)
     end
     if job.new[id] and job.awaited[id] then rec = with_flag(rec, AWAITED) end

@@ -30,6 +30,7 @@ for _, id in ipairs(call('ZRANGE', KEY.waiting, 0, left - 1)) do
     forget_waiting(id)
   else
     local open = 0
+    if call('EXISTS', BASE .. 'awaits:' .. id) == 0 then mended = mended + await_again(id, rec, r) end
     for _, one in ipairs(conditions_of(rec, r)) do
       local parent, condition = string.match(one, '^(.+):(%a+)$')
       left = left - 1
@@ -39,7 +40,7 @@ for _, id in ipairs(call('ZRANGE', KEY.waiting, 0, left - 1)) do
       end
     end
     if open == 0 then
-      -- Nothing is left to wait for, and nobody has said so.
+      -- It does not say what it waits for.
       call('SADD', BASE .. 'awaits:' .. id, '0')
       tell_dependents('0', 0, dependent(id, 'any', r.entry_number))
       mended = mended + 1

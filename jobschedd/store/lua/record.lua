@@ -171,13 +171,20 @@ local function tell_dependents(parent, outcome, dependents)
 end
 
 -- While a job waits for others, its entry says when it is due by a time of its own (0: it has none), and which time
--- of waiting this is: what was meant for an earlier one does not count. Returns when it is due.
+-- of waiting this is: what was meant for an earlier one does not count. In place of an incarnation it counts for how many
+-- it waits still, so that awaits:<id> may be lost. Returns when it is due.
 local function forget_waiting(id, r)
   call('DEL', BASE .. 'awaits:' .. id)
   call('ZREM', BASE .. 'waiting', id)
   local due = r and r.entry_time or 0
-  if r then r.entry_time, r.entry_number = 0, 0 end
+  if r then r.incarnation, r.entry_time, r.entry_number = NOBODY, 0, 0 end
   return due
+end
+
+local function awaited_bytes(count) return struct.pack('<I4I4', count, 0) end
+
+local function write_awaited(id, count)
+  call('SETRANGE', BASE .. 'job:' .. id, 38, awaited_bytes(count))
 end
 
 -- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
@@ -352,17 +359,17 @@ local function register(one, parent, r)
   end
 end
 
--- What a job waits for, by {'12:ok', ...}: the number of this time of waiting, nil where nothing keeps it. new: ids
--- whose records come with this call. What can never be met skips the job when the dispatcher looks at it.
+-- What a job waits for, by {'12:ok', ...}: the number of this time of waiting, nil where nothing keeps it, and for how
+-- many. new: ids whose records come with this call. What can never be met skips the job when the dispatcher looks at it.
 local function await_all(id, conditions, new, now)
-  local number
+  local number, count = nil, 0
   for _, one in ipairs(conditions) do
     local parent, condition = string.match(one, '^(.+):(%a+)$')
     local r = not new[parent] and read(call('GETRANGE', BASE .. 'job:' .. parent, 0, 59)) or nil
     local open = new[parent] or (r and r.state ~= DONE)
     if open or not meets(condition, r and r.outcome or 0) then
       number = number or call('INCR', BASE .. 'unblocks') % 4294967296
-      call('SADD', BASE .. 'awaits:' .. id, parent)
+      count = count + call('SADD', BASE .. 'awaits:' .. id, parent)
       if open then
         register(dependent(id, condition, number), parent, r)
       else
@@ -371,7 +378,27 @@ local function await_all(id, conditions, new, now)
     end
   end
   if number then call('ZADD', BASE .. 'waiting', now, id) end
-  return number
+  return number, count
+end
+
+-- awaits:<id> is gone: it waits for all whose end has not come, or is not known to have counted; what counts is judged
+-- anew. Parents without a record have counted, where the others account for all that it waits for. told: a parent whose
+-- end is just being told.
+local function await_again(id, rec, r, told)
+  local open, forgotten = {}, {}
+  for _, one in ipairs(conditions_of(rec, r)) do
+    local parent = string.match(one, '^(.+):%a+$')
+    local known = parent == told or read(call('GETRANGE', BASE .. 'job:' .. parent, 0, 59))
+    table.insert(known and open or forgotten, parent)
+  end
+  local count = struct.unpack('<I4', r.incarnation)
+  if count == 0 or count > #open then
+    for _, parent in ipairs(forgotten) do open[#open + 1] = parent end
+  end
+  if #open == 0 then return 0 end
+  call('SADD', BASE .. 'awaits:' .. id, unpack(open))
+  write_awaited(id, #open)
+  return #open
 end
 
 -- Many may leave one list in one call: its tombstones are dropped at the end of it.

@@ -29,6 +29,17 @@ local function why(parent, condition, outcome)
   return text .. '; this job waited for ' .. (WISHES[condition] or condition)
 end
 
+-- For how many it waits still, now that the end of this one has come; nil where that had been counted.
+local function count_off(id, rec, r, parent)
+  local key = BASE .. 'awaits:' .. id
+  local counted = call('SREM', key, parent) == 1
+  if not counted and call('EXISTS', key) == 0 then
+    await_again(id, rec, r, parent)
+    counted = call('SREM', key, parent) == 1
+  end
+  return counted and call('SCARD', key) or nil
+end
+
 local unblocked, skipped, scheduled = 0, 0, false
 local function judge(one, parent, outcome)
   local id, condition, time = string.match(one, '^(.+):(%a+):(%d+)$')
@@ -39,10 +50,15 @@ local function judge(one, parent, outcome)
   if not meets(condition, outcome) then
     finish_unreported(id, rec, r, SKIPPED, 'dependency', keep, now, why(parent, condition, outcome))
     skipped = skipped + 1
-  elseif call('SREM', BASE .. 'awaits:' .. id, parent) == 1 and call('EXISTS', BASE .. 'awaits:' .. id) == 0 then
+    return
+  end
+  local left = count_off(id, rec, r, parent)
+  if left == 0 then
     go_on(id, r)
     scheduled = scheduled or r.state == SCHEDULED
     unblocked = unblocked + 1
+  elseif left then
+    write_awaited(id, left)
   end
 end
 
