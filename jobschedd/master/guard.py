@@ -6,15 +6,16 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from jobschedd.clock import Clock
 from jobschedd.errors import DataLost
 from jobschedd.failpoints import failpoint
-from jobschedd.job import Outcome, State
+from jobschedd.job import Flag, Outcome, State
 from jobschedd.logs import get_logger
-from jobschedd.master.history import History
+from jobschedd.master.history import End, History
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.marks import ACCEPT, ANNOUNCEMENTS_PER_CALL, REBUILD, Known, KnownEnd, Marks
 
@@ -210,19 +211,41 @@ class Guard:
         """End in Redis what has ended: an older copy does not know."""
         settled = 0
         batch: list[str] = []
+        arrays: list[str] = []
         for view in self._inspect.jobs(states=_OPEN):
+            if Flag.ARRAY in view.header.flags:
+                arrays.append(view.id)
+                continue
             batch.append(view.id)
             if len(batch) == _BATCH:
                 settled += self._settle_some(fence, batch)
                 batch = []
-        return settled + self._settle_some(fence, batch)
+        settled += self._settle_some(fence, batch)
+        # An array after its tasks: with the last of them it ends by itself, and its counts are right.
+        settled += sum(self._settle_tasks(fence, array) for array in arrays)
+        return settled + sum(self._settle_some(fence, arrays[at : at + _BATCH]) for at in range(0, len(arrays), _BATCH))
 
     def _settle_some(self, fence: str, jobs: Sequence[str]) -> int:
+        return self._settle_ends(fence, self._read(self._history.ends_of, self._known.identity, jobs))
+
+    def _settle_tasks(self, fence: str, array: str) -> int:
+        """Those that had not started in that copy have no record that would be found."""
+        settled, last = 0, ""
+        while True:
+            rows = self._read(self._history.ends_of_tasks, self._known.identity, array, last, _BATCH)
+            settled += self._settle_ends(fence, rows)
+            if len(rows) < _BATCH:
+                return settled
+            last = rows[-1][0]
+
+    def _read(self, ends: Callable[..., list[End]], *which: Any) -> list[End]:
         try:
-            rows = self._history.ends_of(self._known.identity, jobs)
+            return ends(*which)
         except (sqlite3.Error, OSError) as error:
             log.error("cannot read the history; what ended may run again", error=error)
-            return 0
+            return []
+
+    def _settle_ends(self, fence: str, rows: Sequence[End]) -> int:
         ends = [KnownEnd(job, attempt, ended, outcome, result) for job, attempt, ended, outcome, result in rows]
         return self._marks.settle(fence, ends, [self._keep(end.outcome) for end in ends])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jobschedd.errors import ProtocolError
 from jobschedd.job import Header, Outcome, Result, Spec, decode_spec
@@ -60,7 +60,10 @@ LOCK_PATIENCE = 0.5
 LONGEST_ERROR = 1000
 
 Row = tuple[str | int | float | bytes | None, ...]
+#: Job, attempt, when it ended (seconds since the epoch), outcome, packed result.
+End = tuple[str, int, float, Outcome, bytes]
 _UNREADABLE = Spec()
+_LAST_END = "SELECT job, MAX(attempt), ended, outcome, result FROM attempts WHERE final = 1 AND incarnation = ?"
 
 
 def row(
@@ -135,15 +138,16 @@ class History:
         (highest,) = self.database().execute("SELECT MAX(CAST(job AS INTEGER)) FROM attempts").fetchone()
         return int(highest or 0)
 
-    def ends_of(self, incarnation: str, jobs: Sequence[str]) -> list[tuple[str, int, float, Outcome, bytes]]:
+    def ends_of(self, incarnation: str, jobs: Sequence[str]) -> list[End]:
         """(job, attempt, ended, outcome, result) of the last accepted end of each of these jobs that has one."""
-        query = (
-            "SELECT job, MAX(attempt), ended, outcome, result FROM attempts"
-            " WHERE final = 1 AND incarnation = ? AND job IN (SELECT value FROM json_each(?)) GROUP BY job"
-        )
-        found = self.database().execute(query, (incarnation, json.dumps(list(jobs))))
-        words = {outcome.word: outcome for outcome in Outcome}
-        return [(job, attempt, ended, words[word], result) for job, attempt, ended, word, result in found]
+        query = f"{_LAST_END} AND job IN (SELECT value FROM json_each(?)) GROUP BY job"
+        return _ends(self.database().execute(query, (incarnation, json.dumps(list(jobs)))))
+
+    def ends_of_tasks(self, incarnation: str, array: str, after: str, most: int) -> list[End]:
+        """The same of tasks of an array, by id as text: those behind ``after`` ("" for the first), ``most`` at most."""
+        query = f"{_LAST_END} AND job > ? AND job < ? GROUP BY job ORDER BY job LIMIT ?"
+        behind_all = f"{array}{chr(ord('_') + 1)}"
+        return _ends(self.database().execute(query, (incarnation, after or f"{array}_", behind_all, most)))
 
     def close(self) -> None:
         """Close the file."""
@@ -180,6 +184,11 @@ class History:
         with database:
             database.execute("BEGIN IMMEDIATE")  # two processes may open an old file at once
             _migrate(database)
+
+
+def _ends(found: Iterable[tuple[str, int, float, str, bytes]]) -> list[End]:
+    words = {outcome.word: outcome for outcome in Outcome}
+    return [(job, attempt, ended, words[word], result) for job, attempt, ended, word, result in found]
 
 
 def _migrate(database: sqlite3.Connection) -> None:

@@ -239,6 +239,32 @@ class TestRebuild:
             account = judge(cluster, ledger, client, within=25)
         assert [event.attempt for event in account.events] == [1] * 8, "nothing ran twice"
 
+    def test_tasks_of_an_array_that_a_copy_shows_unstarted(self, cluster, redis_server):
+        """What has ended has ended, what runs goes on, and the rest is held as it was."""
+        fleet(cluster, redis_server)
+        ran, go = cluster.directory / "ran", cluster.directory / "go"
+        text = f"i=$JOBSCHED_ARRAY_INDEX; echo $i >> {ran}; while [ $i -gt 3 -a ! -e {go} ]; do sleep 0.1; done"
+        with cluster.client() as client:
+            array = client.submit(["sh", "-c", text], array="1-6", hold=True)
+            keep_copy(redis_server)
+            client.release([array])
+            wait_until(lambda: ran.exists() and len(ran.read_text().split()) == 5, 15, f"they run\n{cluster.logs()}")
+            wait_until(lambda: array.refresh().counts.outcomes == {"succeeded": 3}, 10, "three have ended")
+            wait_until(lambda: cluster.run("history", "--json").stdout.count(f'"{array.id}_') == 3, 10, "for good")
+            restore_copy(redis_server)
+            wait_until(lambda: loss(redis_server) == b"rolled back", NOTICED, "it is noticed")
+            answer = cluster.run("rebuild")
+            assert answer.returncode == 0, answer.stderr + cluster.logs()
+            counts = array.refresh().counts
+            assert (counts.outcomes, counts.active, counts.not_started) == ({"succeeded": 3}, 2, 1), cluster.logs()
+            go.touch()
+            wait_until(lambda: array.refresh().counts.outcomes == {"succeeded": 5}, 15, "these end")
+            pass_time(1)
+            assert sorted(ran.read_text().split()) == ["1", "2", "3", "4", "5"], "held it was, and held it is"
+            client.release([array])
+            assert array.wait(15).outcome == "succeeded"
+        assert sorted(ran.read_text().split()) == ["1", "2", "3", "4", "5", "6"], "each ran once"
+
     def test_a_node_that_was_away_comes_back_later(self, cluster, ledger, redis_server):
         _, node = fleet(cluster, redis_server)
         with cluster.client() as client:

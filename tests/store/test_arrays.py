@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobschedd.job import Flag, Outcome, State, decode_result, decode_spec
+from jobschedd.job import Flag, Outcome, Result, State, decode_result, decode_spec, encode
+from jobschedd.store.marks import KnownEnd, Marks
 from jobschedd.store.moves import CancelAnswer, RetryAnswer, Verdict
 from store_driver import KEEP, Driver
 
@@ -269,3 +270,71 @@ def test_a_scheduled_array_waits_for_its_time(driver, text):
     driver.wait_ms(driver.header(job).since)
     driver.moves.promote(driver.fence, KEEP, 10)
     assert driver.dispatch(driver.channel(), 10).sent > 0
+
+
+class TestRolledBack:
+    """Redis went back to a copy in which tasks had not started; the history knows that they have ended."""
+
+    def settle(self, driver, *ends):
+        said = []
+        for task, attempt, outcome in ends:
+            result = encode(Result(outcome=outcome, cause="exit"))
+            said.append(KnownEnd(task, attempt, driver.now_ms() / 1000, outcome, result))
+        return Marks(driver.client, driver.keys).settle(driver.fence, said, [KEEP] * len(said))
+
+    def test_what_has_ended_does_not_start_again(self, driver):
+        (job,) = driver.submit(array="1-4")
+        ends = [(f"{job}_1", 1, Outcome.SUCCEEDED), (f"{job}_3", 2, Outcome.FAILED), (f"{job}_9", 1, Outcome.FAILED)]
+        assert self.settle(driver, *ends) == 2
+        assert self.settle(driver, *ends) == 0
+        assert driver.header(f"{job}_3").attempt == 2
+        channel = driver.channel()
+        assert driver.dispatch(channel, 10).sent == 2
+        assert channel.jobs() == [f"{job}_2", f"{job}_4"]
+        for index in (2, 4):
+            run(driver, f"{job}_{index}")
+        assert (counts(driver, job)["o1"], counts(driver, job)["o2"]) == (3, 1)
+        assert driver.outcome(job) is Outcome.FAILED
+        assert driver.moves.retry_array(job) == (RetryAnswer.PENDING, 1)
+
+    def test_with_the_last_of_them_ends_the_whole(self, driver):
+        (job,) = driver.submit(array="1-3", delay="1h")
+        assert self.settle(driver, *((f"{job}_{index}", 1, Outcome.SUCCEEDED) for index in (1, 2, 3))) == 3
+        assert driver.outcome(job) is Outcome.SUCCEEDED
+        assert driver.client.zcard(driver.keys.scheduled) == 0
+
+    def test_an_end_of_a_former_life_is_none_of_this_one(self, driver):
+        _, job = TestEnds().finished(driver, array="1-2", bad={2})
+        driver.moves.retry_array(job)
+        assert self.settle(driver, (f"{job}_2", 1, Outcome.FAILED)) == 0
+        assert driver.client.getbit(driver.keys.array(job, "todo"), 2) == 1
+        assert self.settle(driver, (f"{job}_2", 2, Outcome.SUCCEEDED)) == 1
+        assert driver.outcome(job) is Outcome.SUCCEEDED
+
+    @pytest.mark.parametrize(
+        ("outcome", "failed", "count"),
+        [(Outcome.SUCCEEDED, 0, "o1"), (Outcome.FAILED, 3, "o4"), (Outcome.SKIPPED, 3, "o7")],
+    )
+    def test_of_what_has_no_row_the_end_of_the_whole_tells(self, driver, outcome, failed, count):
+        (job,) = driver.submit(array="1-3")
+        assert self.settle(driver, (job, 0, outcome)) == 1
+        assert driver.outcome(job) is outcome
+        assert counts(driver, job)[count] == 3
+        assert driver.client.bitcount(driver.keys.array(job, "failed")) == failed
+
+    def test_a_channel_says_what_it_has(self, driver):
+        """An order of a former life, or one that has a successor, stays outside, and leaves nothing behind."""
+        channel, job = TestEnds().finished(driver, array="1-2", bad={2})
+        driver.moves.retry_array(job)
+        assert self.announce(driver, channel, f"{job}_2", 1) == 0
+        assert driver.client.getbit(driver.keys.array(job, "todo"), 2) == 1
+        assert self.announce(driver, channel, f"{job}_2", 2) == 1
+        assert driver.state(f"{job}_2") is State.DISPATCHED
+        assert counts(driver, job)["active"] == 1
+        assert driver.dispatch(channel, 10).sent == 0
+
+    def announce(self, driver, channel, task, attempt):
+        now = driver.now_ms()
+        fields = {"job": task, "attempt": attempt, "entry": f"{now}-{attempt}", "incarnation": channel.incarnation}
+        driver.client.xadd(driver.keys.announced, fields | {"info": b"{}", "spec": driver.record(task).spec})
+        return Marks(driver.client, driver.keys).take_in(driver.fence)[1]

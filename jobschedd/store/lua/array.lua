@@ -49,14 +49,16 @@ local function put_marker(id, r)
   make_pending(r.class, r.priority, {id}, true)
 end
 
+-- The attempt that a task which is to start anew has had in a former life.
+local function former_attempt(task, again, highest)
+  if not again then return 0 end
+  local before = read(call('GETRANGE', BASE .. 'job:' .. task, 0, 59))
+  return before and before.attempt or highest
+end
+
 -- The record of a task that is about to wait for a channel. A former life gives it its attempt: those only grow.
 local function new_record(id, task, rec, r, again, highest, now)
-  local attempt, waiter = 0, 0
-  if again then
-    local before = call('GETRANGE', BASE .. 'job:' .. task, 0, 59)
-    local old = #before == 60 and read(before)
-    attempt = old and old.attempt or highest
-  end
+  local attempt, waiter = former_attempt(task, again, highest), 0
   if call('EXISTS', BASE .. 'waiters:' .. task) == 1 then waiter = MANY_WAITERS end
   local flags = TASK + (has(r.flags, NO_RETRY_ON_LOSS) and NO_RETRY_ON_LOSS or 0)
   local made = string.sub(rec, 1, 2) .. '\0\0' .. string.sub(rec, 5, 8) .. struct.pack('<I4', waiter) .. string.sub(rec, 13, 24)
@@ -149,8 +151,10 @@ local function end_unstarted(id, outcome, keep)
   local key, todo = array.key(id), array.key(id, 'todo')
   local left = numbers(id, 'left')
   if left == 0 then return end
-  for _, part in ipairs({'failed', outcome == EXPIRED and 'expired' or 'cancelled'}) do
-    call('BITOP', 'OR', array.key(id, part), array.key(id, part), todo)
+  if outcome ~= SUCCEEDED then
+    for _, part in ipairs({'failed', outcome == EXPIRED and 'expired' or 'cancelled'}) do
+      call('BITOP', 'OR', array.key(id, part), array.key(id, part), todo)
+    end
   end
   call('DEL', todo)
   call('HINCRBY', key, 'o' .. outcome, left)
@@ -198,10 +202,18 @@ end
 function array.note_end(id, r, outcome, keep, now)
   if has(r.flags, TASK) then return note_task(id, r, outcome, keep, now) end
   call('SREM', BASE .. 'arrays', id)
-  end_unstarted(id, outcome, keep)  -- where it ended as a whole: skipped, or known to have ended before a roll-back
+  -- Where it ended as a whole: skipped, or known to have ended before a roll-back; failed because of others, then.
+  end_unstarted(id, outcome == FAILED and CANCELLED or outcome, keep)
   for _, part in ipairs(PARTS) do
     if keep > 0 then call('PEXPIRE', BASE .. 'array:' .. id .. part, keep) else call('DEL', BASE .. 'array:' .. id .. part) end
   end
+end
+
+-- Whether a task that waits in the bitmap is known to have got further: Redis was rolled back.
+function array.is_behind(id, attempt)
+  local parent = array.task_of(id)
+  local again, highest = numbers(parent, 'again', 'highest')
+  return attempt > former_attempt(id, again == 1, highest)
 end
 
 -- Out of the bitmap: a task that is about to be ended before it started gets a record for that.

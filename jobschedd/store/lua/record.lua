@@ -1,7 +1,7 @@
 -- Shared by the moves: reading and writing a record by offset (layout: jobschedd/job.py, class Header).
 local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
-local SUCCEEDED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 4, 5, 6, 7
+local SUCCEEDED, FAILED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 2, 4, 5, 6, 7
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
 local HELD, PARKED, HOLDS = 64, 128, 2048
 local ARRAY, TASK = 512, 1024

@@ -40,7 +40,9 @@ local function restore(at)
   local incarnation, id, attempt, entry = ARGV[at + 1], ARGV[at + 3], tonumber(ARGV[at + 4]), ARGV[at + 5]
   local flags, priority, key, spec = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 8]), ARGV[at + 9], ARGV[at + 10]
   local time, number = string.match(entry, '^(%d+)-(%d+)$')
-  local rec = array.is_todo(id) and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
+  local waits_in_array = array.is_todo(id)
+  if waits_in_array and not array.is_behind(id, attempt) then return 0 end
+  local rec = waits_in_array and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
   if r and r.attempt == attempt and is_entry(entry, r.entry_time, r.entry_number) and has_entry(incarnation, entry) then return 0 end

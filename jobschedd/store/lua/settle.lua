@@ -7,6 +7,12 @@
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, settled = now_ms(), 0
 
+-- A task that had not started in that copy has no record, or one of a former life.
+local function record_of(id, attempt)
+  if not array.is_todo(id) then return call('GET', BASE .. 'job:' .. id) end
+  return array.is_behind(id, attempt) and array.bring_forth(id, now)
+end
+
 -- An end that came before the present state is one that a user's retry has undone.
 local function is_later(r, attempt, ended)
   if attempt ~= r.attempt then return attempt > r.attempt end
@@ -15,7 +21,7 @@ end
 
 for at = 3, #ARGV, 6 do
   local id, attempt = ARGV[at], tonumber(ARGV[at + 1])
-  local rec = call('GET', BASE .. 'job:' .. id)
+  local rec = record_of(id, attempt)
   local r = rec and read(rec)
   if r and r.state ~= DONE and is_later(r, attempt, tonumber(ARGV[at + 2])) then
     if r.state == SCHEDULED then call('ZREM', KEY.scheduled, id) end
