@@ -26,7 +26,10 @@ _ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
 @connection_options
 def hold_command(ids: tuple[str, ...], reason: str, **options: Any) -> None:
-    """Keep jobs that wait from being dispatched, until 'jobsched release'. They can still expire or be cancelled."""
+    """Keep jobs that wait from being dispatched, until 'jobsched release'. They can still expire or be cancelled.
+
+    Of an array that has begun, what has not started is held.
+    """
     choice, client = Choice(ids, options, _WAITING), connect()
     _do(client, ids, choice, "held", lambda some: client.hold(some, reason, user()))
 
@@ -37,7 +40,8 @@ def hold_command(ids: tuple[str, ...], reason: str, **options: Any) -> None:
 @connection_options
 def release_command(ids: tuple[str, ...], **options: Any) -> None:
     """Let held jobs go on. One whose turn came while it was held is the next of its line."""
-    choice, client = Choice(ids, options, _WAITING), connect()
+    # What is held of an array that has begun is released with it.
+    choice, client = Choice(ids, options, (*_WAITING, "running")), connect()
     _do(client, ids, choice, "released", client.release)
 
 
@@ -68,7 +72,7 @@ def _do(
         answers = [changed.answer for changed in change([job_id for job_id, _ in chunk])]
         done += answers.count("done")
         other += len(answers) - answers.count("done")
-    tell({word: done, "unchanged": other})
+    tell({word: done} if word == "released" and done else {word: done, "unchanged": other})
 
 
 def _one_by_one(answers: Sequence[Changed], word: str) -> int:
@@ -80,6 +84,11 @@ def _one_by_one(answers: Sequence[Changed], word: str) -> int:
         code = 1
         if changed.answer == "unknown":
             note(f"no job {changed.id}: it never was, or it ended and its record has expired")
+        elif changed.answer == "in_array":
+            array = changed.id.partition("_")[0]
+            note(f"job {changed.id} has not started: it waits in its array; name that one: {array}")
+        elif changed.answer == "by_tasks":
+            note(f"job {changed.id} waits place by place; name its tasks: 'jobsched list --tasks {changed.id}'")
         elif changed.answer == "ended":
             note(f"job {changed.id} has ended")
         elif word == "released":

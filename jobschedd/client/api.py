@@ -92,7 +92,9 @@ class Cancelled(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What became of a wish: ``done``, ``not_waiting`` (a channel has it; not held), ``ended`` or ``unknown``."""
+    """What became of a wish: ``done``, ``not_waiting`` (a channel has it; not held), ``ended``, ``unknown``,
+    ``in_array`` (a task that has not started: name its array) or ``by_tasks`` (a job for all nodes: name its tasks).
+    """
 
     id: str
     answer: str
@@ -341,7 +343,10 @@ class Client:
         )
 
     def hold(self, jobs: AnyJob | Iterable[AnyJob], reason: str = "", by: str = "") -> list[Changed]:
-        """Keep jobs that wait from being dispatched, until they are released. They may expire, or be cancelled."""
+        """Keep jobs that wait from being dispatched, until they are released. They may expire, or be cancelled.
+
+        Of an array that has begun, what has not started is held.
+        """
         return self._change(jobs, lambda ids: self.session.moves.hold(ids, reason, by))
 
     def release(self, jobs: AnyJob | Iterable[AnyJob]) -> list[Changed]:

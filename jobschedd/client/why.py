@@ -183,9 +183,16 @@ def held(facts: Facts) -> Reason | None:
 
 
 def _held(facts: Facts) -> str:
-    said = facts.inspect.held(facts.view.id)
+    # A task that has not started is held with its array.
+    job = facts.view.id.partition("_")[0] if facts.view.within else facts.view.id
+    said = facts.inspect.held(job)
     since = f" since {moment(round(float(said['since']) * 1000), facts)}" if said.get("since") else ""
-    return f"It is held{since}{_remark(said)}; 'jobsched release {facts.view.id}' lets it go on."
+    what = "It is held"
+    if facts.view.within:
+        what = f"Its array, {job}, is held"
+    elif facts.header.state is State.RUNNING:
+        what = f"It is an array ({facts.view.counts}), and what has not started is held"
+    return f"{what}{since}{_remark(said)}; 'jobsched release {job}' lets it go on."
 
 
 def group_paused(facts: Facts) -> Reason | None:
@@ -447,7 +454,7 @@ REASONS: dict[State, tuple[Callable[[Facts], Reason | None], ...]] = {
         about_to_start,
     ),
     State.DISPATCHED: (cancelling, channel_silent, suspect, dispatched),
-    State.RUNNING: (group_paused, array_limit, array_running, cancelling, channel_silent, running),
+    State.RUNNING: (held, group_paused, array_limit, array_running, cancelling, channel_silent, running),
     State.DONE: (ended,),
 }
 

@@ -788,7 +788,11 @@ def _task(job_id: str, record: bytes | None, whole: JobView | None, said: Collec
     if whole is None or not said or (view is not None and "todo" not in said):
         return view
     header = msgspec.structs.replace(
-        whole.header, flags=Flag.TASK, attempt=view.header.attempt if view else 0, incarnation="", entry=""
+        whole.header,
+        flags=Flag.TASK | (whole.header.flags & Flag.HELD),
+        attempt=view.header.attempt if view else 0,
+        incarnation="",
+        entry="",
     )
     result = b""
     if "todo" in said:

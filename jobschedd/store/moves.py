@@ -56,6 +56,8 @@ class HoldAnswer(IntEnum):
     NOT_WAITING = 2  # a channel has it; of a release: it was not held
     ENDED = 3
     UNKNOWN = 4
+    IN_ARRAY = 5  # a task that has not started: it waits in its array
+    BY_TASKS = 6  # a job for all nodes: its tasks wait by themselves
 
 
 class RetryAnswer(IntEnum):

@@ -40,6 +40,24 @@ def test_a_job_that_failed_is_published_again_as_often_as_it_asks(classic, clust
     wait_until(lambda: len(classic.history(job.id)) == 3, 5, "every attempt in the history")
 
 
+def test_an_array_that_is_held(classic, cluster):
+    """At submit, and once it has begun: what has not started does not."""
+    classic.master(["1"])
+    classic.slave({"name": "1", "slots": 2})
+    with cluster.client() as client:
+        array = client.submit(["sleep", "0.3"], array="1-4%1", hold=True)
+        client.submit(["true"], priority=-1).wait(10)  # the array would have begun before it
+        assert array.refresh().counts.not_started == 4
+        client.release([array])
+        wait_until(lambda: array.refresh().counts.active, 10, cluster.logs())
+        assert [changed.answer for changed in client.hold([array])] == ["done"]
+        wait_until(lambda: not array.refresh().counts.active, 10, cluster.logs())
+        client.submit(["true"], priority=-1).wait(10)
+        assert array.refresh().counts.not_started >= 1 and not array.ended
+        client.release([array])
+        assert array.wait(15).outcome == "succeeded"
+
+
 def test_cancel_reaches_a_running_job(classic, cluster):
     classic.master()
     classic.slave("1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobschedd.client import Client
 from jobschedd.job import Flag, Outcome, State
 from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import HoldAnswer
@@ -182,6 +183,92 @@ class TestPriority:
         assert driver.moves.prioritise([job, "99"], 1) == [NOT_WAITING, UNKNOWN]
         driver.end(job)
         assert driver.moves.prioritise([job], 1) == [ENDED]
+
+
+class TestArrays:
+    def test_one_that_is_submitted_held(self, driver):
+        channel = driver.channel()
+        (array,) = driver.submit(array="1-3%2", hold=True)
+        assert driver.dispatch(channel, 5).sent == 0 and driver.pending() == []
+        assert driver.moves.release([array]) == [DONE]
+        assert driver.dispatch(channel, 5).sent == 2
+
+    def test_of_one_that_has_begun_nothing_more_starts(self, driver):
+        channel = driver.channel()
+        (array,) = driver.submit(array="1-4%2")
+        driver.dispatch(channel, 5)
+        assert driver.moves.hold([array], "", "me") == [DONE]
+        driver.end(f"{array}_1")
+        assert driver.dispatch(channel, 5).sent == 0 and driver.pending() == []
+        assert driver.header(array).flags & Flag.PARKED
+        assert driver.moves.release([array]) == [DONE]
+        assert driver.dispatch(channel, 5).sent == 1
+        for index in (2, 3):
+            driver.end(f"{array}_{index}")
+        driver.dispatch(channel, 5)
+        driver.end(f"{array}_4")
+        assert driver.outcome(array) is Outcome.SUCCEEDED
+        assert held(driver) == set()
+
+    def test_a_held_one_may_be_cancelled_and_may_expire(self, driver):
+        channel = driver.channel()
+        first, second = driver.submit(array="1-2%1")[0], driver.submit(array="1-2%1", expires=0.01)[0]
+        driver.dispatch(channel, 1)
+        driver.moves.hold([first, second], "", "")
+        driver.moves.cancel([first], KEEP)
+        driver.wait_ms(driver.header(second).expires)
+        driver.moves.promote(driver.fence, KEEP, 10)
+        assert driver.outcome(second) is Outcome.FAILED
+        driver.end(f"{first}_1")
+        assert driver.outcome(first) is Outcome.CANCELLED
+        assert held(driver) == set()
+
+    def test_a_task_that_has_not_started_waits_in_its_array(self, driver):
+        (array,) = driver.submit(array="1-2%1")
+        driver.dispatch(driver.channel(), 5)
+        for move in (lambda ids: driver.moves.hold(ids, "", ""), driver.moves.release):
+            assert move([f"{array}_2", f"{array}_3"]) == [HoldAnswer.IN_ARRAY, UNKNOWN]
+        assert driver.moves.prioritise([f"{array}_1", f"{array}_2"], 5) == [NOT_WAITING, HoldAnswer.IN_ARRAY]
+
+    def test_a_task_that_came_back_can_be_held(self, driver):
+        channel = driver.channel()
+        (array,) = driver.submit(array="1-2%1")
+        driver.dispatch(channel, 5)
+        driver.bring_back(f"{array}_1")
+        assert driver.moves.hold([f"{array}_1"], "", "") == [DONE]
+        assert driver.dispatch(channel, 5).sent == 0
+        driver.moves.release([f"{array}_1"])
+        assert driver.dispatch(channel, 5).sent == 1
+
+    def test_what_has_not_started_gets_another_priority(self, driver):
+        channel = driver.channel()
+        (array,) = driver.submit(array="1-4%1")
+        (full,) = driver.submit(array="1-3%1")
+        driver.dispatch(channel, 2)
+        driver.end(f"{array}_1")
+        assert driver.moves.prioritise([array, full], 9) == [DONE, DONE]
+        assert driver.pending(1, 9) == [array], "the other one waits for a task to end"
+        assert driver.dispatch(channel, 5, 1, 9).sent == 1
+        assert driver.header(f"{array}_2").priority == 9
+        assert driver.dispatch(channel, 5, 1, 0).sent == 0
+        driver.end(f"{full}_1")
+        assert driver.dispatch(channel, 5, 1, 9).sent == 1
+
+    def test_a_job_for_all_nodes_waits_by_its_tasks(self, driver, redis_server):
+        driver.moves.remember(driver.fence, [driver.channel(node="n2").info])
+        with Client(redis_server.url, namespace="test") as client:
+            job = client.submit(["true"], all=True).id
+        assert driver.moves.hold([job], "", "") == [HoldAnswer.BY_TASKS]
+        assert driver.moves.prioritise([job], 3) == [HoldAnswer.BY_TASKS]
+        assert driver.moves.hold([f"{job}_1"], "", "") == [DONE]
+
+
+@pytest.mark.parametrize("flag", [Flag.HOLDS, Flag.HOLDS | Flag.AWAITED])
+def test_what_is_no_task_is_not_taken_for_one(driver, flag):
+    """Whatever else stands among the flags of a job that waits."""
+    (job,) = driver.submit()
+    driver.client.setrange(driver.keys.job(job), 26, int(flag).to_bytes(2, "little"))
+    assert driver.dispatch(driver.channel(), 5).sent == 1
 
 
 def test_who_waits_is_counted_without_those_who_are_gone(driver):

@@ -40,8 +40,12 @@ end
 
 -- Whether a marker stands rightly in the list of this class and priority.
 function array.waits_in(r, class, priority)
-  return has(r.flags, ARRAY) and r.class == class and r.priority == priority
-    and (r.state == RUNNING or (r.state == PENDING and not has(r.flags, HELD)))
+  return has(r.flags, ARRAY) and r.class == class and r.priority == priority and (r.state == RUNNING or r.state == PENDING)
+end
+
+-- Whether every task of it has a place, and waits there by itself.
+function array.has_places(id)
+  return call('EXISTS', array.key(id, 'places')) == 1
 end
 
 local function put_marker(id, r)
@@ -81,6 +85,10 @@ function array.take(id, rec, r, most, keep, now)
   if r.state == DONE then return {}, 0 end
   if r.expires > 0 and r.expires <= now then
     array.drop(id, EXPIRED, keep, now)
+    return {}, 0
+  end
+  if has(r.flags, HELD) then
+    park(id, r)
     return {}, 0
   end
   local limit, active, left, at, again, highest = numbers(id, 'limit', 'active', 'left', 'at', 'again', 'highest')
@@ -306,7 +314,7 @@ function array.task_again(id, r, now)
   if not whole then return 'refused' end
   call('HINCRBY', array.key(parent), 'o' .. r.outcome, -1)
   call('SETBIT', array.key(parent, 'failed'), index, 0)
-  if call('EXISTS', array.key(parent, 'places')) == 1 then
+  if array.has_places(parent) then
     call('SETBIT', array.key(parent, 'active'), index, 1)
     call('HINCRBY', array.key(parent), 'active', 1)
     return 'now'
@@ -363,4 +371,14 @@ function array.places_again(id, tasks, all, expires, now)
   call('HINCRBY', key, 'active', #again)
   if expires > 0 then ring('s') end
   return #again
+end
+
+-- Why nobody can hold this job, or give it another priority: 2 a channel has it | 3 has ended | 4 unknown | 5 a task that
+-- waits in its array | 6 an array whose tasks wait by themselves. nil: it waits.
+local function why_unfit(id, r)
+  if array.is_todo(id) then return 5 end
+  if not r then return 4 end
+  if r.state == DONE then return 3 end
+  if has(r.flags, ARRAY) then return array.has_places(id) and 6 or nil end
+  if r.state == DISPATCHED or r.state == RUNNING then return 2 end
 end

@@ -108,7 +108,7 @@ for at = 4, #ARGV, 5 do
           finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
         elseif r.expires > 0 and r.expires <= now then
           finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
-        elseif r.flags >= TASK and array.stopped(id, now) then
+        elseif r.flags >= TASK and has(r.flags, TASK) and array.stopped(id, now) then
           finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
         else
           order(id, rec, r, stream, incarnation, terms)

@@ -83,14 +83,14 @@ for at = 5, #ARGV, 8 do
     if not id then break end
     local rec = call('GET', BASE .. 'job:' .. id)
     local r = rec and read(rec)
-    if r and r.flags >= ARRAY and has(r.flags, ARRAY) then
+    if r and r.flags >= ARRAY and array.waits_in(r, class, priority) then
       -- One task takes the place of its array, which stands behind it again while it has more.
       local tasks, more = array.take(id, rec, r, 1, keep, now)
       if more > 0 then call('LPUSH', list, id) end
       if tasks[1] then id, rec, r = tasks[1].id, tasks[1].rec, tasks[1].r end
     end
     -- Anything else is the tombstone of a job that went another way.
-    if not waits_in(r, class, priority) or has(r.flags, ARRAY) and not has(r.flags, HELD) then
+    if not waits_in(r, class, priority) or has(r.flags, ARRAY) then
       spare = spare - 1
     elseif has(r.flags, HELD) then
       park(id, r)
@@ -99,7 +99,7 @@ for at = 5, #ARGV, 8 do
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', keep, now)
     elseif r.expires > 0 and r.expires <= now then
       finish_unreported(id, rec, r, EXPIRED, 'expired', keep, now)
-    elseif r.flags >= TASK and array.stopped(id, now) then
+    elseif r.flags >= TASK and has(r.flags, TASK) and array.stopped(id, now) then
       finish_unreported(id, rec, r, CANCELLED, 'max_failures', keep, now)
     elseif publish(id, rec, r, channel, wire, incarnation, failed, terms) then
       room, sent = room - 1, sent + 1

@@ -34,7 +34,7 @@ for at = 2, #ARGV, 2 do
     reply = 2
   elseif is_key_taken(id, rec, r) then
     reply = 3
-  elseif r.flags >= TASK then
+  elseif has(r.flags, TASK) then
     reply = ({todo = 1, refused = 2})[array.task_again(id, r, now)]
   end
   if not reply then
