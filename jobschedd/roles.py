@@ -459,13 +459,13 @@ def _channel_settings(config: Config, name: str) -> ChannelSettings:
         name=name,
         slots=channel.slots,
         labels=channel.labels,
-        resources=channel.amounts,
+        resources=channel.amounts if config.transport == "stream" else {},  # the classic wire carries no terms
         execution=ExecutionSettings(
             node=config.node,
             channel=name,
             workdir=slave.workdir,
             env=slave.env,
-            gpus=channel.gpus,
+            gpus=channel.gpus if config.transport == "stream" else (),
             umask=slave.umask,
             allow_commands=slave.allow.commands,
             allow_functions=slave.allow.functions,

@@ -39,7 +39,6 @@ local function sent_again(id, rec, r, channel, wire)
   local times = failed == 1 and 'once' or failed .. ' times'
   local text = string.format('nobody was subscribed to %s (%s so far); sent again in %d s', wire, times, delay / 1000)
   r.state, r.since, r.incarnation, r.entry_time, r.entry_number = SCHEDULED, now + delay, NOBODY, 0, 0
-  let_go(id, r)
   write(id, rec, r, {outcome = 0, cause = 'no_receiver', error = text, channel = channel, failed = failed})
   call('ZADD', KEY.scheduled, r.since, id)
 end
@@ -47,7 +46,6 @@ end
 local function publish(id, rec, r, channel, wire, incarnation, failed, terms)
   r.state, r.attempt, r.since, r.incarnation = DISPATCHED, r.attempt + 1, now, incarnation
   r.entry_time, r.entry_number = now, call('INCR', KEY.published) % 4294967296
-  if terms then hold(id, r, terms, now) end
   local heard = call('PUBLISH', wire, id) > 0
   if not heard then
     failed[#failed + 1] = id
@@ -58,6 +56,7 @@ local function publish(id, rec, r, channel, wire, incarnation, failed, terms)
       return false
     end
   end
+  if terms then hold(id, r, terms, now) end
   write(id, rec, r, {outcome = 0, cause = '', channel = channel})
   if has(r.flags, KEYED) then leave_key(id, rec, r) end
   call('ZADD', BASE .. 'sent:' .. channel, now, id)
