@@ -223,6 +223,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     workflow: str = ""  # the id of its workflow, which is that of its first job
     array: str = ""  # indices of a job array, and %limit: "1-100:2%5" (shortened); its tasks carry it too
     all_nodes: bool = False  # one task for each place
+    on_success: tuple[str, ...] = ()  # hooks of the masters that are told when it has succeeded
+    on_failure: tuple[str, ...] = ()  # and when it has ended in any other way, unless a user cancelled it
     schedule: str = ""  # the schedule that fired it
     scheduled_for: int = 0  # and for which of its times, in milliseconds since the epoch
 
@@ -230,6 +232,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def slots(self) -> int:
         """How many slots of its channel it takes at once."""
         return self.resources.get(SLOTS, 1) if self.resources else 1
+
+    @property
+    def hook_flag(self) -> Flag:
+        """The flag of a record whose end hooks are told of because it names them."""
+        return Flag.HOOKED if self.on_success or self.on_failure else Flag.NONE
 
     @property
     def what(self) -> str:
@@ -364,6 +371,7 @@ class Flag(enum.IntFlag):
     AWAITED = 256  # other jobs wait for its end
     ARRAY = 512  # stands for many tasks, see store/lua/array.lua
     TASK = 1024  # one of them
+    HOOKED = 4096  # names hooks that are told of its end
 
 
 #: Each u48 as its lower 32 and its upper 16 bits.

@@ -49,6 +49,8 @@ CONDITIONS = ("ok", "any", "fail")
 MOST_CONDITIONS = 10_000
 #: Labels that one job may ask for: each combination is a class of its own, kept for ever.
 MOST_LABELS = 16
+#: Hooks that one job may name for one kind of end.
+MOST_HOOKS = 8
 #: How long nodes that are away may catch up with a job for all nodes, unless it says when it expires.
 CATCH_UP_MS = 86_400_000
 #: Of a longer text of indices, the record keeps the beginning: every task carries it.
@@ -58,7 +60,7 @@ MOST_TRIES = 250
 
 # As plain numbers: to join two flags of an enumeration takes as long as to check a whole field.
 _NO_RETRY_ON_LOSS, _FOLLOWED = int(Flag.NO_RETRY_ON_LOSS), int(Flag.FOLLOWED)
-_KEYED, _HELD, _ARRAY = int(Flag.KEYED), int(Flag.HELD), int(Flag.ARRAY)
+_KEYED, _HELD, _ARRAY, _HOOKED = int(Flag.KEYED), int(Flag.HELD), int(Flag.ARRAY), int(Flag.HOOKED)
 
 #: How long an idempotency key is taken.
 KEY_SCOPES = ("record", "running", "pending")
@@ -107,6 +109,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     flags |= (_FOLLOWED if follow else 0) | (_KEYED if spec.key else 0)
     flags |= _HELD if hold else 0
     flags |= 0 if array is None else _ARRAY
+    flags |= _HOOKED if spec.on_success or spec.on_failure else 0
     return Submission(
         spec=packed,
         target=Target.of(spec),
@@ -308,6 +311,17 @@ def _key_scope(field: str, value: Any) -> str:
     if value not in KEY_SCOPES:
         raise InvalidJob(field, f"{_shown(value)} must be one of {', '.join(KEY_SCOPES)}")
     return "" if value == "record" else str(value)
+
+
+def _hooks(field: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise InvalidJob(field, "must be the name of a hook that the masters have, or a list of names")
+    names = tuple(dict.fromkeys(_name(field, name) for name in value))
+    if len(names) > MOST_HOOKS:
+        raise InvalidJob(field, f"names {len(names)} hooks; at most {MOST_HOOKS} are taken")
+    return names
 
 
 def _causes(field: str, value: Any) -> tuple[str, ...]:
@@ -547,6 +561,8 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "all": _boolean,
     "all_channels": _boolean,
     "max_failures": _whole(1, 10_000_000),
+    "on_success": _hooks,
+    "on_failure": _hooks,
 }
 _OWN_RESOURCES = (SLOTS, "cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")

@@ -16,29 +16,33 @@ from jobschedd.errors import NoSuchJob, UsageError
 if TYPE_CHECKING:
     from jobschedd.client import Client, Job
 
-_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 _NOT_ENDED = ("pending", "scheduled", "waiting", "dispatched", "running")
 _WENT_WRONG = ("failed", "timed_out", "lost")
 
 
 @click.command("wait", short_help="Wait for jobs, and exit as they did.")
-@_ids
+@_some_ids
+@click.option("--group", metavar="NAME", help="Wait until no job of this group waits or runs.")
 @click.option("--timeout", metavar="DURATION", help="Give up waiting after so long; the jobs go on.")
 @json_option
 @connection_options
-def wait_command(ids: tuple[str, ...], timeout: str | None, as_json: bool) -> None:
+def wait_command(ids: tuple[str, ...], group: str | None, timeout: str | None, as_json: bool) -> None:
     """Wait until the jobs have ended, and exit as they did: the first code that is not 0.
 
     A job's own exit code; 128+N for a signal; 124 timed out; 126 and 127 not executable, not found; 125 for anything
     of ours (cancelled, lost, expired, Redis away). The reason is on standard error.
+
+    With --group: for all jobs of the group that have not ended, those included that are submitted meanwhile.
     """
     from jobschedd.cli.exits import ours
 
+    if bool(ids) == bool(group):
+        raise click.UsageError("give the ids of jobs, or --group")
     seconds = seconds_of(timeout)
     client = connect()
     with ours():
-        jobs = [client.job(job_id) for job_id in dict.fromkeys(ids)]
+        jobs = client.wait_group(group, seconds) if group else [client.job(job_id) for job_id in dict.fromkeys(ids)]
         code = wait_for(client, jobs, seconds)
         if as_json:
             print_json([view.json() for view in client.inspect.count([job.view for job in jobs])])

@@ -63,6 +63,9 @@ def submit_file(
         raise
     if durable is not None and durable.confirmed is not None:
         note(f"durable: {durable.confirmed}")
+    from jobschedd.cli.submit import warn_of_hooks
+
+    warn_of_hooks(client, defaults)
     if not wait:
         return 0
     from jobschedd.cli.endings import wait_for

@@ -72,6 +72,12 @@ _OPTIONS = (
     click.option("--all", is_flag=True, help="Run on every node that matches; those away until it --expires (1d)."),
     click.option("--all-channels", is_flag=True, help="Run on every channel that matches, likewise."),
     click.option("--max-failures", type=int, metavar="N", help="Of an array: stop it after so many failures."),
+    click.option(
+        "--on-success", metavar="HOOK", multiple=True, help="Tell this hook of the masters' when it has succeeded."
+    ),
+    click.option(
+        "--on-failure", metavar="HOOK", multiple=True, help="Tell this hook when it has failed, was lost or expired."
+    ),
     click.option("--key", metavar="KEY", help="Idempotency key: the same key gives the same job."),
     click.option(
         "--key-scope",
@@ -95,8 +101,8 @@ _SPOKEN = {
 }
 _NAMES = frozenset(
     "channel node group slots cpus memory gpus priority at after retries retry_delay retry_on timeout expires "
-    "lost_after overlap max_crashes key key_scope env cwd array all all_channels max_failures name stdin "
-    "shell kwargs".split()
+    "lost_after overlap max_crashes key key_scope env cwd array all all_channels max_failures on_success "
+    "on_failure name stdin shell kwargs".split()
 )
 
 _stdin_option = click.option("--stdin", metavar="FILE", help="Its standard input ('-': ours). [default: empty]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -111,6 +112,7 @@ def submitted(client: Client, item: dict[str, Any], durable: Durable | None = No
         note(f"job {job_id} is due at {full_moment(checked.at_ms / 1000)}")
     if not client.inspect.served(checked.target):
         note(f"warning: job {job_id} waits: no channel has ever been seen that {could_run(checked.target)}")
+    warn_of_hooks(client, item)
     from jobschedd.client import Job
 
     return Job(client, job_id)
@@ -123,6 +125,14 @@ def submit_all(client: Client, jobs: list[Submission], durable: Durable | None, 
     except NotDurable as error:
         click.echo("\n".join(error.ids))
         raise
+
+
+def warn_of_hooks(client: Client, item: Mapping[str, Any]) -> None:
+    """Where these options of jobs name hooks that no job may name."""
+    named = [name for field in ("on_success", "on_failure") for name in item.get(field) or ()]
+    if named and (unknown := sorted(set(named) - client.inspect.nameable_hooks())):
+        names = " or ".join(unknown)
+        note(f"warning: the leading master has no hook {names} that jobs may name (master.hooks, on: [named])")
 
 
 def could_run(target: Target) -> str:

@@ -259,6 +259,15 @@ class AsyncClient:
             pass
         return handles
 
+    async def wait_group(self, group: str, timeout: float | None = None) -> list[AsyncJob]:
+        """Wait until no job of this group waits or runs; those that were waited for."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        waited: list[AsyncJob] = []
+        while ids := await self._run(lambda: self._client._unended(group)):
+            waited += await self.wait(ids, None if deadline is None else deadline - loop.time())
+        return waited
+
     def as_completed(self, jobs: Iterable[AnyAsyncJob], timeout: float | None = None) -> AsyncIterator[AsyncJob]:
         """Each job once it has ended, the first first."""
         return self._completed([self._handle(job) for job in jobs], timeout)

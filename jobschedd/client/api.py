@@ -242,6 +242,22 @@ class Client:
             pass
         return handles
 
+    def wait_group(self, group: str, timeout: float | None = None) -> list[Job]:
+        """Wait until no job of this group waits or runs, those included that are submitted meanwhile; these jobs.
+
+        Those that had ended before are not among them. Raises WaitTimeout, StoreUnavailable.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waited: list[Job] = []
+        while ids := self._unended(group):
+            left = None if deadline is None else deadline - time.monotonic()
+            waited += self.wait(ids, left)
+        return waited
+
+    def _unended(self, group: str) -> list[str]:
+        words = [state.word for state in State if state is not State.DONE]
+        return [job_id for chunk in self.matching(*words, group=group) for job_id, _ in chunk]
+
     def as_completed(self, jobs: Iterable[AnyJob], timeout: float | None = None) -> Iterator[Job]:
         """Each job once it has ended, the first first. Raises as ``wait``."""
         return self._completed([self._handle(job) for job in jobs], timeout)

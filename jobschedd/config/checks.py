@@ -45,7 +45,7 @@ def _problems_of(hook: HookConfig, names: set[str]) -> Iterator[tuple[str, str]]
     if hook.name in names:
         yield "name", f"hook {shown(hook.name)} exists already"
     if not hook.on:
-        yield "on", "needs at least one of success, failure, late, node_down, node_up"
+        yield "on", "needs at least one of success, failure, named, late, node_down, node_up"
     if sum((bool(hook.command), hook.webhook is not None, bool(hook.job))) != 1:
         yield "command", "give exactly one of command, webhook, job"
     if ("late" in hook.on) == (hook.start_within is None and hook.end_within is None):

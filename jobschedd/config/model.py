@@ -89,7 +89,9 @@ class HookConfig(Struct, frozen=True, kw_only=True):
     """Whom to tell of what: exactly one of ``command`` (on the master), ``webhook`` and ``job`` (on a channel)."""
 
     name: Name
-    on: tuple[Literal["success", "failure", "late", "node_down", "node_up"], ...]
+    on: tuple[
+        Literal["success", "failure", "named", "late", "node_down", "node_up"], ...
+    ]  # named: of jobs that name it
     jobs: Text = "*"  # a pattern over the names of jobs
     nodes: Text = "*"  # a pattern over nodes
     start_within: PositiveDuration | None = None  # late: still waits for a channel after this time

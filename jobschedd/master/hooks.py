@@ -41,6 +41,8 @@ PAUSE, STANDBY, LONGEST_SLEEP = 2.0, 0.5, 60.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 300.0
 #: Bytes of a job's description beyond which its arguments and its value are left out.
 LARGEST = 64 * 1024
+#: Names of hooks that are none, of which the log tells once each.
+MOST_MISSED = 100
 _GONE = frozenset({"lost", "down"})
 
 
@@ -52,6 +54,7 @@ class Story:
     name: str = ""
     node: str = ""
     hook: str = ""  # told to this one alone
+    named: frozenset[str] = frozenset()  # hooks that the job names
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,9 +64,15 @@ def wanted(hooks: Sequence[HookConfig]) -> set[Outcome]:
     return ({Outcome.SUCCEEDED} if "success" in kinds else set()) | (set(FAILURES) if "failure" in kinds else set())
 
 
+def nameable(hooks: Sequence[HookConfig]) -> set[str]:
+    """The hooks that jobs may name."""
+    return {hook.name for hook in hooks if "named" in hook.on}
+
+
 def matches(hook: HookConfig, story: Story) -> bool:
     """Whether this hook is to be told."""
-    if story.kind not in hook.on or story.hook not in ("", hook.name):
+    named = "named" in hook.on and hook.name in story.named
+    if (story.kind not in hook.on and not named) or story.hook not in ("", hook.name):
         return False
     if story.kind in ("node_down", "node_up"):
         return fnmatchcase(story.node, hook.nodes)
@@ -100,6 +109,7 @@ class HookRunner:
         self._fence = ""
         self._look_due = 0.0
         self._gone_since: dict[str, float] = {}
+        self._missed: set[str] = set()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -147,22 +157,27 @@ class HookRunner:
             self._stop.wait(STANDBY)
             return
         if fence != self._fence:
-            self._store.want(fence, wanted(self._hooks))
+            self._say_what_is_wanted(fence)
             self._fence = fence
             self._wake()
         if not self._hooks:
             self._stop.wait(PAUSE)
             return
         if self._clock.boottime() >= self._look_due:
+            self._say_what_is_wanted(fence)  # again: somebody may have deleted that
             self._look()
             self._look_due = self._clock.boottime() + self._look_every
         if events := self._store.events(min(self._block, self._look_every)):
             self._share_out(events)
 
+    def _say_what_is_wanted(self, fence: str) -> None:
+        self._store.want(fence, wanted(self._hooks), nameable(self._hooks))
+
     def _share_out(self, events: Sequence[Event]) -> None:
         deliveries = []
         for event, story in zip(events, self._stories(events), strict=True):
             told = [hook.name for hook in self._hooks if story is not None and matches(hook, story)]
+            self._complain(event, told)
             if story is not None and told:
                 payload = _payload(event.id, self._moves.keys.namespace, story)
                 deliveries += [(name, Delivery(event.id, payload)) for name in told]
@@ -173,6 +188,15 @@ class HookRunner:
             log.warning("a hook has more to tell than it gets rid of: the oldest was dropped", count=dropped)
         if deliveries:
             self._wake()
+
+    def _complain(self, event: Event, told: Sequence[str]) -> None:
+        """Once for each name: of what jobs name in vain."""
+        for name in set(event.hooks) - set(told) - self._missed:
+            if len(self._missed) < MOST_MISSED:
+                self._missed.add(name)
+                log.warning(
+                    "a job names a hook that is none, or not for it (on: [named], jobs)", job=event.job, hook=name
+                )
 
     def _stories(self, events: Sequence[Event]) -> list[Story | None]:
         abouts = [_about(event.about) for event in events]
@@ -322,7 +346,7 @@ def _story(event: Event, about: dict[str, Any], job: str, record: bytes | None) 
     outcome = Outcome(event.outcome)
     kind = "success" if outcome is Outcome.SUCCEEDED else "failure" if outcome in FAILURES else ""
     fields = {"outcome": outcome.word, "attempt": event.attempt, "job": description}
-    return Story(kind, name=name, fields=fields)
+    return Story(kind, name=name, fields=fields, named=frozenset(event.hooks))
 
 
 def _described(view: JobView) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Event:
     outcome: int = 0
     attempt: int = 0
     about: bytes = b""
+    hooks: tuple[str, ...] = ()  # that the job names for such an end
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -57,9 +58,13 @@ class Hooks:
         with translated():
             return script(name).call(self._client, self._keys, *args, **fixed)
 
-    def want(self, fence: str, outcomes: Iterable[int]) -> None:
-        """Ends with these outcomes are events from now on. Raises NotTheLeader, as all that takes a fence."""
-        self._call("hooked", fence, "".join(str(int(outcome)) for outcome in sorted(outcomes)))
+    def want(self, fence: str, outcomes: Iterable[int], nameable: Iterable[str] = ()) -> None:
+        """Ends with these outcomes are events from now on, and those of jobs that name hooks, where any may be named.
+
+        Raises NotTheLeader, as all that takes a fence.
+        """
+        digits = "".join(str(int(outcome)) for outcome in sorted(outcomes))
+        self._call("hooked", fence, digits, " ".join(sorted(nameable)))
 
     def events(self, patience: float) -> list[Event]:
         """The oldest that were not shared out, waiting for one up to ``patience`` seconds."""
@@ -121,4 +126,5 @@ def _event(entry: str, fields: dict[bytes, bytes]) -> Event:
         return int(text) if text.isdigit() else 0
 
     job = fields.get(b"job", b"").decode(errors="replace")
-    return Event(entry, job, number(b"outcome"), number(b"attempt"), fields.get(b"event", b""))
+    named = tuple(fields.get(b"hooks", b"").decode(errors="replace").split())
+    return Event(entry, job, number(b"outcome"), number(b"attempt"), fields.get(b"event", b""), named)

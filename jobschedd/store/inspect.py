@@ -563,6 +563,11 @@ class Inspect:
                 return True
         return False
 
+    def nameable_hooks(self) -> set[str]:
+        """The hooks that the leading master lets jobs name."""
+        with translated():
+            return set(_text(self.client.get(self.keys.nameable) or b"").split())
+
     def _is_published_to(self, channel: str) -> bool:
         """Whether a pubsub master publishes to this channel (to any, if empty): who listens there, nobody knows."""
         with translated():

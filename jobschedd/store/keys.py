@@ -75,6 +75,7 @@ masters           zset    masters that answer questions, by the time until they 
 questions:<m>     list    questions to master instance m, about its history             1 minute, capped
 answers:<q>       list    what masters answered to question q                           1 minute
 hooked            string  digits of the outcomes that hooks want to know of             until another leads
+nameable          string  names of hooks that jobs may name, with spaces between        until another leads
 events            stream  what hooks are to be told of, until it is shared out          capped
 noticed           hash    node -> its state, job -> why it is late, as hooks were told  while hooks ask for it
 hook:<name>       zset    deliveries of one hook by the time they are due               until delivered, capped
@@ -137,6 +138,7 @@ class Keys:
         self.dead = self.base + "dead"
         self.masters = self.base + "masters"
         self.hooked = self.base + "hooked"
+        self.nameable = self.base + "nameable"
         self.events = self.base + "events"
         self.noticed = self.base + "noticed"
         self.sent_channels = self.base + "sent"

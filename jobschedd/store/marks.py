@@ -202,7 +202,7 @@ def _restorable(entry: bytes, fields: dict[bytes, bytes]) -> list[Any]:
     is_task = task_of(job) is not None
     key = "" if is_task else spec.key
     flags = (Flag.NONE if spec.retry_on_loss else Flag.NO_RETRY_ON_LOSS) | (Flag.KEYED if key else Flag.NONE)
-    flags |= Flag.TASK if is_task else Flag.NONE
+    flags |= Flag.TASK if is_task else spec.hook_flag
     target = Target.of(spec)
     # It runs already: it counts, whatever the limits are.
     info = read_channel(fields[b"info"])

@@ -189,6 +189,8 @@ class JobView:
             "key": spec.key or None,
             "after": list(spec.after),
             "workflow": spec.workflow or None,
+            "on_success": list(spec.on_success),
+            "on_failure": list(spec.on_failure),
             "submitter": spec.submitter or None,
             "array": self.counts.json() if self.counts else None,
             "indices": spec.array or None,

@@ -222,3 +222,19 @@ def test_pause_of_a_group_and_bad_words(fleet: Cluster):
         lines(fleet, command, "--group", "a b", code=2, stderr="jobsched: 'a b' is no name of a group\n")
     refused = "jobsched: the group calm is not paused (drained or paused: nothing)\n"
     lines(fleet, "resume", "--group", "calm", code=2, stderr=refused)
+
+
+def test_a_group(fleet: Cluster, client: Client):
+    jobs = client.submit_many([{"shell": f"sleep 0.5; exit {code}", "group": "night"} for code in (0, 3, 0)])
+    other = client.submit(["sleep", "60"], group="day", channel="nowhere")
+    waited = fleet.run("wait", "--group", "night", "--json")
+    assert waited.returncode == 3
+    assert {job["id"] for job in json.loads(waited.stdout)} <= {job.id for job in jobs}
+    assert all(job.refresh().ended for job in jobs)
+    assert lines(fleet, "wait", "--group", "night") == [], "nothing is left to wait for"
+    assert fleet.run("wait", "--group", "day", "--timeout", "0.2").returncode == 125
+    assert lines(fleet, "cancel", "--group", "day") == ["1 cancelled"]
+    assert other.refresh().outcome == "cancelled"
+    for arguments in ((), ("1", "--group", "day")):
+        refused = fleet.run("wait", *arguments)
+        assert refused.returncode == 2 and "give the ids of jobs, or --group" in refused.stderr

@@ -142,6 +142,16 @@ async def test_a_workflow(fleet: Cluster):
 
 
 @run
+async def test_a_group(fleet: Cluster):
+    async with AsyncClient(fleet.redis_url, fleet.namespace) as client:
+        jobs = [await client.submit(["sleep", "0.3"], group="night") for _ in range(2)]
+        waited = await client.wait_group("night", 20)
+        assert {job.id for job in waited} <= {job.id for job in jobs}
+        assert [(await job.refresh()).outcome for job in jobs] == ["succeeded"] * 2
+        assert await client.wait_group("night", 20) == []
+
+
+@run
 async def test_an_array(fleet: Cluster):
     async with connected(fleet) as client:
         array = await client.shell("test $JOBSCHED_ARRAY_INDEX != 2", array="1-3", channel="gpu")

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -30,6 +30,15 @@ _FENCE = re.compile(r"```(\w*)")
 _FILE = re.compile(r"# ([\w.-]+\.\w+)\n")
 _END = "-- end of what the command said --"
 _ANY_LINES, _ANY_TEXT = "(?:.*\n)*", ".*"
+
+
+class _Loader(yaml.SafeLoader):
+    """As the daemon reads it: ``on`` and ``no`` are words."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Section:
         found: dict[str, Any] = {}
         for block in self.blocks:
             if block.kind == "yaml" and not _FILE.match(block.text):
-                for key, value in yaml.safe_load(block.text).items():
+                for key, value in yaml.load(block.text, _Loader).items():
                     assert key in ("master", "slave"), f"line {block.line}: only master and slave can be given"
                     found.setdefault(key, {}).update(value)
         return found

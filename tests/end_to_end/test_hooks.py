@@ -77,7 +77,10 @@ def start(cluster: Cluster, *hooks: dict[str, Any], failpoints: str = "", **how:
     cluster.start("master", node="m1", master={"hooks": list(hooks)}, environment=environment, **how)
     cluster.start("slave", node="n1", channels=["1", {"name": "2", "slots": 2}], **how)
     with cluster.client() as client:
-        client.submit(["true"]).wait(15)  # whoever leads has said by now what hooks want to know of
+        client.submit(["true"]).wait(15)
+        if {"success", "failure", "named"} & {kind for hook in hooks for kind in hook["on"]}:
+            keys = client.session.keys
+            wait_until(lambda: client.session._redis.exists(keys.hooked, keys.nameable), 10, "what they want is known")
 
 
 def test_a_command_is_told_of_failures_and_of_nothing_else(cluster: Cluster):
@@ -238,3 +241,59 @@ def test_without_hooks_nothing_is_kept_for_them(cluster: Cluster, endpoint: Endp
         wait_until(lambda: not redis.exists(keys.hooked), 10, "nobody wants to know any more")
         client.submit(["true"]).wait(10)
         assert redis.xlen(keys.events) == 0
+
+
+def test_a_job_names_the_hooks_that_are_told_of_its_end(cluster: Cluster, endpoint: Endpoint, other: Endpoint):
+    """Those that the operator lets jobs name, each once; of an array, its end and not that of every task."""
+    start(
+        cluster,
+        {"name": "pager", "on": ["named", "failure"], "jobs": "etl-*", "webhook": endpoint.url},
+        {"name": "chat", "on": ["named"], "webhook": other.url},
+        {"name": "private", "on": ["success"], "jobs": "mine", "webhook": other.url},
+    )
+    with cluster.client() as client:
+        client.submit(["true"]).wait(10)
+        silent = client.shell("exit 1", on_success="chat").wait(10)
+        gone = client.submit(["true"], on_failure="chat", on_success="chat", delay=60)
+        gone.cancel()
+        good = client.submit(["true"], on_success=["chat"], on_failure="pager").wait(10)
+        bad = client.shell("exit 3", name="etl-1", on_failure=["chat", "pager"], retries=1, retry_delay=0.05).wait(10)
+        late = client.submit(["true"], on_failure="chat", channel="none", expires=0.05).wait(10)
+        tasks = client.submit(["true"], array="1-3", on_success="chat").wait(15)
+        wait_until(lambda: len(other.calls) >= 4 and endpoint.calls, 15, f"all are told\n{cluster.logs()}")
+        vain = client.submit(["true"], on_success=["private", "nobody"]).wait(10)
+        wait_until(lambda: cluster.daemons[0].log().count("names a hook that is none") == 2, 10, "both are told of")
+        redis, keys = client.session._redis, client.session.keys
+        wait_until(lambda: not redis.xlen(keys.events), 10, "all is shared out")
+        wait_until(lambda: not redis.exists(keys.hook("chat"), keys.hook("pager")), 10, "and told")
+    assert [(one["event"], one["job"]["id"]) for one in endpoint.bodies()] == [("failure", bad.id)]
+    told = {(one["event"], one["outcome"], one["job"]["id"]) for one in other.bodies()}
+    assert told == {
+        ("success", "succeeded", good.id),
+        ("failure", "failed", bad.id),
+        ("failure", "expired", late.id),
+        ("success", "succeeded", tasks.id),
+    }
+    assert len(other.calls) == 4, f"{silent.id}, {gone.id} and {vain.id} were for nobody"
+
+
+def test_what_hooks_want_to_know_is_said_again_where_somebody_deletes_it(cluster: Cluster, endpoint: Endpoint):
+    start(cluster, {"name": "chat", "on": ["named", "failure"], "webhook": endpoint.url})
+    with cluster.client() as client:
+        redis, keys = client.session._redis, client.session.keys
+        assert redis.delete(keys.hooked, keys.nameable) == 2
+        wait_until(lambda: redis.exists(keys.hooked) and redis.exists(keys.nameable), 10, "said again")
+
+
+def test_a_user_names_a_hook(cluster: Cluster, endpoint: Endpoint):
+    start(cluster, {"name": "chat", "on": ["named"], "webhook": endpoint.url})
+    good = cluster.run("submit", "--on-success", "chat", "--on-failure", "chat", "--", "true")
+    assert (good.returncode, good.stderr) == (0, "")
+    wait_until(lambda: len(endpoint.calls) == 1, 10, f"told\n{cluster.logs()}")
+    shown = json.loads(cluster.run("show", good.stdout.strip(), "--json").stdout)
+    assert (shown["on_success"], shown["on_failure"]) == (["chat"], ["chat"])
+    typo = cluster.run("submit", "--on-failure", "chad", "--", "true")
+    assert typo.returncode == 0
+    assert "the leading master has no hook chad that jobs may name" in typo.stderr
+    refused = cluster.run("submit", "--on-failure", "sh -c reboot", "--", "true")
+    assert refused.returncode == 2 and "--on-failure: 'sh -c reboot' is no name" in refused.stderr

@@ -54,6 +54,39 @@ class TestEnds:
                 call()
         assert not driver.client.exists(driver.keys.hooked, driver.keys.noticed, driver.keys.hook("a"))
 
+    def test_a_job_that_names_hooks_is_an_event_where_any_may_be_named(self, driver, hooks):
+        channel = driver.channel()
+        asked = {"on_success": ["a", "b"], "on_failure": "c"}
+        before, _ = driver.dispatched(channel, **asked)
+        driver.end(before)
+        hooks.want(driver.fence, [], ["a"])
+        for outcome in (Outcome.SUCCEEDED, Outcome.TIMED_OUT, Outcome.CANCELLED):
+            job, _ = driver.dispatched(channel, **asked)
+            driver.end(job, outcome, keep=0)
+        plain, _ = driver.dispatched(channel)
+        driver.end(plain)
+        found = [(event.outcome, event.hooks) for event in hooks.events(0.01)]
+        assert found == [(Outcome.SUCCEEDED, ("a", "b")), (Outcome.TIMED_OUT, ("c",))]
+
+    def test_of_an_array_the_end_of_the_whole(self, driver, hooks):
+        hooks.want(driver.fence, [], ["a"])
+        channel = driver.channel()
+        (array,) = driver.submit(array="1-2", on_success="a")
+        driver.dispatch(channel, 5)
+        for index in (1, 2):
+            driver.end(f"{array}_{index}")
+        assert [(event.job, event.hooks) for event in hooks.events(0.01)] == [(array, ("a",))]
+
+    def test_a_job_of_limits_that_names_hooks_is_no_array(self, driver, hooks):
+        """All flags beside each other."""
+        hooks.want(driver.fence, [Outcome.SUCCEEDED], ["a"])
+        (job,) = driver.submit(on_success="a", on_failure="a", key="k", retry_on_loss=False)
+        driver.submit(after=job)
+        driver.dispatch(driver.channel(), 1)
+        driver.end(job)
+        assert [(event.job, event.hooks) for event in hooks.events(0.01)] == [(job, ("a",))]
+        assert not [key for key in driver.all_keys() if key.startswith("array")]
+
 
 class TestNotice:
     def test_once_for_each_change(self, driver, hooks):

@@ -4,7 +4,7 @@ local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local SUCCEEDED, FAILED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 2, 4, 5, 6, 7
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
 local HELD, PARKED, HOLDS = 64, 128, 2048
-local ARRAY, TASK = 512, 1024
+local ARRAY, TASK, HOOKED = 512, 1024, 4096
 local BELL_LIMIT = 10000
 local MANY_WAITERS = 4294967295
 local NOBODY = string.rep('\0', 8)
@@ -190,10 +190,21 @@ end
 -- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
 local EVENTS_LIMIT = 100000
 local hooked
-local function tell_hooks(id, attempt, outcome)
+local function tell_hooks(id, attempt, outcome, named)
   hooked = hooked or call('GET', BASE .. 'hooked') or ''
-  if hooked == '' or not string.find(hooked, tostring(outcome), 1, true) then return end
-  call('XADD', BASE .. 'events', 'MAXLEN', '~', EVENTS_LIMIT, '*', 'job', id, 'outcome', outcome, 'attempt', attempt)
+  if not named and (hooked == '' or not string.find(hooked, tostring(outcome), 1, true)) then return end
+  local event = {'job', id, 'outcome', outcome, 'attempt', attempt}
+  if named then event[7], event[8] = 'hooks', named end
+  call('XADD', BASE .. 'events', 'MAXLEN', '~', EVENTS_LIMIT, '*', unpack(event))
+end
+
+-- The hooks that a job names for such an end, with spaces between; nil for none, and where no hook may be named.
+local function hooks_named_by(rec, r, outcome)
+  if r.flags < HOOKED or not has(r.flags, HOOKED) or outcome == CANCELLED then return nil end
+  if call('EXISTS', BASE .. 'nameable') == 0 then return nil end
+  local ok, spec = pcall(cmsgpack.unpack, sub(rec, 61, 60 + r.spec_length))
+  local names = ok and type(spec) == 'table' and spec[outcome == SUCCEEDED and 'on_success' or 'on_failure']
+  return type(names) == 'table' and #names > 0 and table.concat(names, ' ') or nil
 end
 
 -- The end of a job of which nothing else need be undone or told; ``keep`` (ms, as text) is more than 0.
@@ -223,9 +234,9 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if r.expires > 0 then call('ZREM', BASE .. 'expiring', id) end
   if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
   if flags ~= r.flags then tell_dependents(id, outcome) end
-  tell_hooks(id, r.attempt, outcome)
+  tell_hooks(id, r.attempt, outcome, hooks_named_by(rec, r, outcome))
   wake(id, r.waiter)
-  if r.flags >= ARRAY then array.note_end(id, r, outcome, keep, now) end
+  if r.flags >= ARRAY and (has(r.flags, ARRAY) or has(r.flags, TASK)) then array.note_end(id, r, outcome, keep, now) end
 end
 
 -- An end that no channel reported. The collector learns of it on the result stream, for the history.
