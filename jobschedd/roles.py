@@ -259,7 +259,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
     client = connect(config.connection, f"{config.node}/dispatcher")
     moves = Moves(client, keys)
     epochs = EpochFile(os.path.join(config.state_dir, f"epoch-{config.namespace}"))
-    keep = Keep(_keep_ms(config.master.keep.succeeded), _keep_ms(config.master.keep.failed))
+    keep = Keep(_keep_ms(config.master.keep.succeeded.age), _keep_ms(config.master.keep.failed.age))
     guard = Guard(
         marks=Marks(client, keys),
         inspect=Inspect(client, keys),
@@ -281,7 +281,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         lease=timing.lease,
         reap_scan=timing.reap_scan,
         block=timing.block,
-        keep_ms=_keep_ms(config.master.keep.failed),
+        keep_ms=_keep_ms(config.master.keep.failed.age),
         check=partial(check_server, client),
         guard=guard,
         ageing=config.master.ageing,
@@ -289,7 +289,7 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
         limits=dict(stored(key, parse_limit(text)) for key, text in config.master.limits.items()),
         budgets=Budgets(
             Memory(client, keys),
-            msgspec.structs.asdict(config.master.budgets),
+            msgspec.structs.asdict(config.master.budgets) | _sizes_kept(config),
             SYSTEM_CLOCK,
             SHORTEST_KEEP_MS,
             config.master.history,
@@ -299,13 +299,18 @@ def run_dispatcher(config: Config, instance: MasterInstance, context: ChildConte
             SYSTEM_CLOCK,
             config.master.schedules,
             config.node,
-            _keep_ms(config.master.keep.failed),
+            _keep_ms(config.master.keep.failed.age),
         ),
     )
     context.ready()
     with _clerk(config, instance).at_work(), _hooks(config, instance).at_work():
         dispatcher.run(_stopping(context), context.wait, context.beat)
     return 0
+
+
+def _sizes_kept(config: Config) -> dict[str, float]:
+    keep = config.master.keep
+    return {"succeeded": keep.succeeded.size, "failed": keep.failed.size}
 
 
 def _clerk(config: Config, instance: MasterInstance) -> Clerk:
@@ -391,7 +396,7 @@ def run_collector(config: Config, instance: MasterInstance, context: ChildContex
         instance=instance.id,
         clock=SYSTEM_CLOCK,
         block=timing.block,
-        keep=Keep(_keep_ms(keep.succeeded), _keep_ms(keep.failed)),
+        keep=Keep(_keep_ms(keep.succeeded.age), _keep_ms(keep.failed.age)),
         max_payload=config.master.max_payload,
     )
     context.ready()

@@ -20,9 +20,9 @@ def usage_command(as_json: bool) -> None:
     """Show what uses how much in Redis, by kind, the budgets that are set, and how large the history is.
 
     \b
-    Kinds: waiting, blocked (they wait for other jobs), active, finished (records of jobs), output (live output),
-    others by the name of their keys; foreign: keys of other namespaces and programs. Numbers of keys and bytes are
-    estimates from samples.
+    Kinds: waiting, blocked (they wait for other jobs), active, finished (records of jobs; of these, finished-succeeded
+    and finished-failed), output (live output), others by the name of their keys; foreign: keys of other namespaces
+    and programs. Numbers of keys and bytes are estimates from samples.
     """
     from jobschedd.store.memory import Memory
 
@@ -64,5 +64,5 @@ def usage_command(as_json: bool) -> None:
 
 def _rows(kinds: dict[str, dict[str, int]], budgets: dict[str, int]) -> Iterator[tuple[str, ...]]:
     for name, row in sorted(kinds.items(), key=lambda item: -item[1]["bytes"]):
-        limit = budgets.get("pending" if name == "waiting" else name, 0)
+        limit = budgets.get("pending" if name == "waiting" else name.removeprefix("finished-"), 0)
         yield name, str(row["keys"]), size(row["bytes"]), size(limit) if limit else ""

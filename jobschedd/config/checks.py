@@ -57,7 +57,7 @@ def _problems_of(hook: HookConfig, names: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _check_history(config: Config, reader: Reader) -> None:
-    keep, records = config.master.history_keep, max(config.master.keep.succeeded, config.master.keep.failed)
+    keep, records = config.master.history_keep, max(config.master.keep.succeeded.age, config.master.keep.failed.age)
     if reader.sound("master", "keep") and reader.sound("master", "history_keep") and 0 < keep < records:
         message = f"is shorter than records stay in Redis (keep: {format_duration(records)}); 0 means for ever"
         reader.mistake(("master", "history_keep"), message, at=("master", "keep"))

@@ -69,11 +69,29 @@ class RedisConfig(Struct, frozen=True, kw_only=True):
         return None
 
 
-class Keep(Struct, frozen=True, kw_only=True):
-    """Seconds that finished records stay in Redis; history keeps longer."""
+class KeepSucceeded(Struct, frozen=True, kw_only=True):
+    """How long records stay (seconds), and what they may use, as in ``Budgets``; 0: nothing of their own."""
 
-    succeeded: Duration = 3600.0
-    failed: Duration = 7 * 86400.0
+    SHORTHAND: ClassVar[str] = "age"
+
+    age: Duration = 3600.0
+    size: Budget = 0.0
+
+
+class KeepFailed(Struct, frozen=True, kw_only=True):
+    """The same of jobs that ended in any other way."""
+
+    SHORTHAND: ClassVar[str] = "age"
+
+    age: Duration = 7 * 86400.0
+    size: Budget = 0.0
+
+
+class Keep(Struct, frozen=True, kw_only=True):
+    """What becomes of finished records in Redis; history keeps longer."""
+
+    succeeded: KeepSucceeded = KeepSucceeded()
+    failed: KeepFailed = KeepFailed()
 
 
 class Budgets(Struct, frozen=True, kw_only=True):

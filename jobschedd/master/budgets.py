@@ -22,9 +22,16 @@ _NEWEST = 0.2
 #: Records are forgotten down to this share of their budget, ids looked through at once, and calls in one pass.
 _DOWN_TO, _IDS, _CALLS = 0.95, 2000, 20
 
+#: Budgets of their own that finished records may have, and what the log calls those jobs.
+_BY_OUTCOME = ("succeeded", "failed")
+_WORDS = {"succeeded": "succeeded", "failed": "did not succeed"}
+
 
 class Budgets:
-    """The leader's care for memory. ``shares``: pending, finished, output, reserve: up to 1 of maxmemory, else bytes.
+    """The leader's care for memory.
+
+    ``shares``: pending, finished, output, reserve, and of the finished succeeded and failed: up to 1 of maxmemory, else
+    bytes; 0: no budget.
 
     ``age_ms``: what a record has at least before it is forgotten, so that whoever waited for the job can read it.
     """
@@ -38,7 +45,7 @@ class Budgets:
         self._age_ms = age_ms
         self._history = history
         self._smooth: dict[str, float] = {}
-        self._next = 1  # id to look at, for records to forget
+        self._next: dict[str, int] = {}  # id to look at, by which records are to be forgotten
         self._full = ""
 
     def look(self, fence: str) -> None:
@@ -65,8 +72,9 @@ class Budgets:
             history_bytes=_size(self._history),
         )
         self._memory.admit(fence, usage, 0 < budgets["output"] < output, WORD_LASTS_MS)
-        if 0 < budgets["finished"] < finished:
-            self._forget(fence, finished - round(_DOWN_TO * budgets["finished"]))
+        for which in _BY_OUTCOME:
+            self._keep_within(fence, which, f"finished-{which}", budgets.get(which, 0), sample)
+        self._keep_within(fence, "", "finished", budgets["finished"], sample)
 
     def _smoothed(self, kind: str, sample: Sample) -> int:
         now = float(sample.bytes_of(kind))
@@ -74,18 +82,29 @@ class Budgets:
         self._smooth[kind] = before + _NEWEST * (now - before)
         return round(self._smooth[kind])
 
-    def _forget(self, fence: str, wanted: int) -> None:
-        """Those submitted first go first; the next look goes on where this one stopped."""
+    def _keep_within(self, fence: str, which: str, kind: str, budget: int, sample: Sample) -> None:
+        if not budget:
+            return
+        used = round(self._smooth[kind]) if kind == "finished" else self._smoothed(kind, sample)
+        if used > budget:
+            freed = self._forget(fence, which, used - round(_DOWN_TO * budget))
+            for each in {kind, "finished"}:
+                self._smooth[each] = max(0.0, self._smooth[each] - freed)
+
+    def _forget(self, fence: str, which: str, wanted: int) -> int:
+        """Those submitted first go first; the next look goes on where this one stopped. Bytes freed."""
         freed = forgotten = 0
         for _ in range(_CALLS):
-            part, records, following = self._memory.shed(fence, self._next, _IDS, wanted - freed, self._age_ms)
+            first = self._next.get(which, 1)
+            part, records, following = self._memory.shed(fence, first, _IDS, wanted - freed, self._age_ms, which)
             freed, forgotten = freed + part, forgotten + records
-            self._next = following or 1
+            self._next[which] = following or 1
             if freed >= wanted or not following:
                 break
-        self._smooth["finished"] = max(0.0, self._smooth["finished"] - freed)
         if forgotten:
-            log.info("finished records are over their budget: the oldest are forgotten", records=forgotten, bytes=freed)
+            what = f"records of jobs that {_WORDS[which]}" if which else "finished records"
+            log.info(f"{what} are over their budget: the oldest are forgotten", records=forgotten, bytes=freed)
+        return freed
 
 
 def fullness(budgets: Mapping[str, int], pending: int, used: int, maxmemory: int) -> str:

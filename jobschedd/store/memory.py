@@ -13,6 +13,8 @@ from jobschedd.store.scripts import script
 
 #: Keys, and jobs that wait, that one look draws: about a millisecond of the server's time.
 DRAWS, WAITING_DRAWS = 200, 32
+#: The two kinds of finished records, which are one kind together.
+FINISHED = ("finished-succeeded", "finished-failed")
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -65,7 +67,10 @@ class Memory:
         kinds = {rest[at].decode(): (int(rest[at + 1]), int(rest[at + 2])) for at in range(0, end, 3)}
         waiting, drawn, drawn_bytes = (int(value) for value in rest[end + 1 :])
         mean = drawn_bytes / drawn if drawn else 0.0
-        return Sample(size, sum(keys for keys, _ in kinds.values()), kinds, waiting, round(mean * waiting))
+        draws_made = sum(keys for keys, _ in kinds.values())
+        if finished := [kinds[name] for name in FINISHED if name in kinds]:
+            kinds["finished"] = (sum(keys for keys, _ in finished), sum(used for _, used in finished))
+        return Sample(size, draws_made, kinds, waiting, round(mean * waiting))
 
     def limits(self) -> tuple[int, int]:
         """(bytes in use by all data, maxmemory; 0 for none)."""
@@ -88,10 +93,15 @@ class Memory:
         with translated():
             script("admit").call(self._client, self._keys, fence, *said)
 
-    def shed(self, fence: str, first: int, count: int, wanted: int, age_ms: int) -> tuple[int, int, int]:
-        """(bytes freed, records forgotten, next id; 0: no more): finished records of ``count`` ids from ``first``."""
+    def shed(
+        self, fence: str, first: int, count: int, wanted: int, age_ms: int, which: str = ""
+    ) -> tuple[int, int, int]:
+        """(bytes freed, records forgotten, next id; 0: no more): finished records of ``count`` ids from ``first``.
+
+        ``which``: ``succeeded``, ``failed`` (any other end), or both.
+        """
         with translated():
             freed, forgotten, following = script("shed").call(
-                self._client, self._keys, fence, first, count, wanted, age_ms
+                self._client, self._keys, fence, first, count, wanted, age_ms, which
             )
         return int(freed), int(forgotten), int(following)

@@ -59,7 +59,8 @@ class TestGoodFiles:
         assert config.state_dir == str(tmp_path / "state")
         assert config.slave.workdir == str(tmp_path / "state/jobs")
         assert config.master.history == str(tmp_path / "state/history.db")
-        assert config.master.keep.failed == 7 * 86400
+        assert (config.master.keep.succeeded.age, config.master.keep.failed.age) == (3600, 7 * 86400)
+        assert config.master.keep.failed.size == 0
         assert config.slave.umask == 0o022
         assert config.timing.lease == 15
         assert config.source == str(yaml.file)
@@ -85,6 +86,16 @@ class TestGoodFiles:
         assert config.slave.umask == 0o027
         # YAML 1.1 would make true, 7 and 750 of these.
         assert config.slave.env == {"A": "1", "B": "yes", "C": "007", "D": "12:30"}
+
+    def test_what_is_kept_has_an_age_and_maybe_a_size(self, yaml: Yaml):
+        keep = yaml.load(
+            SLAVE.replace("slave\n", "[slave, master]\n", 1)
+            + "master: {keep: {succeeded: {age: 2h, size: 200MB}, failed: {size: 10%}}}\n"
+        ).master.keep
+        assert (keep.succeeded.age, keep.succeeded.size) == (7200, 200_000_000)
+        assert (keep.failed.age, keep.failed.size) == (7 * 86400, 0.1)
+        short = yaml.load(SLAVE + "master: {keep: {succeeded: 90, failed: 2d}}\n").master.keep
+        assert (short.succeeded.age, short.failed.age, short.failed.size) == (90, 2 * 86400, 0)
 
     def test_relative_paths_start_at_the_file(self, yaml: Yaml, tmp_path: Path):
         config = yaml.load(SLAVE + "  python_path: [app, /srv/app, ../x]\n")
@@ -278,10 +289,12 @@ MASTER = "role: master\nredis: {url: 'redis://h'}\n"
         (MASTER + "state_dir: ~nobodyatall/x\n", "3: state_dir: '~nobodyatall/x': no such user"),
         (MASTER + 'state_dir: "/a\\0b"\n', "3: state_dir: text must not contain a NUL"),
         (MASTER + "master: {result_timeout: 0}\n", "3: master.result_timeout: must be at least 1ms"),
-        (MASTER + "master: {keep: {failed: -1}}\n", "3: master.keep.failed: this number is out of range"),
-        (MASTER + "master: {keep: {failed: .inf}}\n", "3: master.keep.failed: '.inf' is no duration"),
+        (MASTER + "master: {keep: {failed: -1}}\n", "3: master.keep.failed.age: this number is out of range"),
+        (MASTER + "master: {keep: {failed: {size: much}}}\n", "3: master.keep.failed.size: "),
+        (MASTER + "master: {keep: {failed: {ages: 1h}}}\n", "3: master.keep.failed.ages: unknown key"),
+        (MASTER + "master: {keep: {failed: .inf}}\n", "3: master.keep.failed.age: '.inf' is no duration"),
         (MASTER + "master: {keep: {failed: 1e300}}\n", "is out of range"),
-        (MASTER + f"master: {{keep: {{failed: {'9' * 5000}}}}}\n", "3: master.keep.failed: "),
+        (MASTER + f"master: {{keep: {{failed: {'9' * 5000}}}}}\n", "3: master.keep.failed.age: "),
         (MASTER + "master: {max_payload: 1 MB}\nmaster: {}\n", "4: master: is given twice; the first is in line 3"),
         (MASTER + "master: {max_payload: 1Mb, max_payload: 2MiB}\n", "max_payload: is given twice"),
         (MASTER + "master: {max_payload: 5}\n", "3: master.max_payload: must be a whole number of bytes between"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from jobschedd.client import Client
+from jobschedd.clock import SYSTEM_CLOCK
 from jobschedd.errors import NotTheLeader, QueueFull
 from jobschedd.job import Outcome, State
+from jobschedd.master.budgets import Budgets
 from jobschedd.store.memory import Memory, Usage
 from store_driver import KEEP
 
@@ -169,9 +172,94 @@ class TestShed:
         assert "once:k" not in driver.all_keys()
         assert driver.submit(key="k") == ["2"]
 
+    def test_of_one_kind_of_end(self, driver, memory):
+        channel = driver.channel(window=100)
+        good, bad = [], []
+        for number in range(6):
+            job, _ = driver.dispatched(channel)
+            driver.end(job, Outcome.FAILED if number % 2 else Outcome.SUCCEEDED)
+            (bad if number % 2 else good).append(int(job))
+        bad += map(int, ended(driver, 2))
+        now = driver.now_ms()
+        driver.wait_ms(now)
+        assert memory.shed(driver.fence, 1, 100, 1 << 40, 0, "succeeded")[1:] == (3, 0)
+        assert self.left(driver) == bad
+        size = driver.client.memory_usage(driver.keys.job(str(bad[0])))
+        assert memory.shed(driver.fence, 1, 100, size, 0, "failed")[1] == 1
+        assert self.left(driver) == bad[1:]
+
+    def test_tasks_of_an_array(self, driver, memory):
+        """Also of one that runs; those of the other kind stay, and what is counted counts."""
+        channel = driver.channel(window=100)
+        (array,) = driver.submit(array="1-30%20")
+        driver.dispatch(channel, 20)
+        for index in range(1, 16):
+            driver.end(f"{array}_{index}", Outcome.FAILED if index == 7 else Outcome.SUCCEEDED)
+        driver.client.delete(driver.keys.results)
+        driver.wait_ms(driver.now_ms())
+        following, records, calls = 1, 0, 0
+        while following:
+            _, part, following = memory.shed(driver.fence, following, 5, 1 << 40, 0, "succeeded")
+            records, calls = records + part, calls + 1
+        assert (records, calls > 2) == (14, True), "in pieces"
+        assert {f"job:{array}_7", f"job:{array}_16"} <= driver.all_keys()
+        assert f"job:{array}_1" not in driver.all_keys()
+        driver.dispatch(channel, 20)
+        for index in range(16, 31):
+            driver.end(f"{array}_{index}")
+        assert driver.outcome(array) is Outcome.FAILED
+        assert driver.moves.retry_array(array)[1] == 1
+        assert driver.dispatch(channel, 20).sent == 1
+        assert driver.header(f"{array}_7").attempt == 2
+        driver.end(f"{array}_7")
+        driver.client.delete(driver.keys.results)
+        assert self.shed(driver, memory)[1:] == (17, 0)
+        assert not [key for key in driver.all_keys() if key.startswith(("job:", "array"))]
+
+    def test_tasks_of_a_job_for_all_nodes(self, driver, memory, redis_server):
+        driver.moves.remember(driver.fence, [driver.channel(node=f"n{number}").info for number in range(1, 20)])
+        with Client(redis_server.url, namespace="test") as client:
+            job = client.submit(["true"], all=True).id
+            client.cancel([job])
+        tasks = [f"{job}_{number}" for number in range(1, 20)]
+        driver.moves.cancel(tasks, KEEP)
+        driver.client.delete(driver.keys.results)
+        assert self.shed(driver, memory)[1:] == (20, 0)
+        assert not [key for key in driver.all_keys() if key.startswith(("job:", "array"))]
+
     def test_step_by_step(self, driver, memory):
         ended(driver, 5)
         assert self.shed(driver, memory, count=2)[1:] == (2, 3)
         assert self.shed(driver, memory, first=3, count=2)[1:] == (2, 5)
         assert self.shed(driver, memory, first=5, count=2)[1:] == (1, 0)
         assert Outcome.CANCELLED and self.left(driver) == []
+
+
+class TestBudgets:
+    """Over a budget, down to a little less than it."""
+
+    def bytes_of(self, driver, outcome: Outcome) -> int:
+        keys = [key for key in driver.all_keys() if key.startswith("job:")]
+        records = [(key, driver.header(key.partition(":")[2])) for key in keys]
+        same = [
+            key for key, header in records if (header.outcome is Outcome.SUCCEEDED) is (outcome is Outcome.SUCCEEDED)
+        ]
+        return sum(driver.client.memory_usage(driver.keys.base + key) for key in same)
+
+    def test_each_kind_of_end_has_its_own(self, driver, memory):
+        channel = driver.channel(window=1000)
+        for outcome in (Outcome.SUCCEEDED, Outcome.FAILED):
+            for job in driver.submit(200):
+                driver.dispatch(channel, 1)
+                driver.end(job, outcome)
+        driver.client.delete(driver.keys.results, driver.keys.dispatch(channel.incarnation))
+        driver.wait_ms(driver.now_ms())
+        failed = self.bytes_of(driver, Outcome.FAILED)
+        budget = self.bytes_of(driver, Outcome.SUCCEEDED) // 4
+        shares = {"pending": 0, "finished": 0, "output": 0, "reserve": 0, "succeeded": budget, "failed": 10 * failed}
+        budgets = Budgets(memory, shares, SYSTEM_CLOCK, 0)
+        for _ in range(30):
+            budgets.look(driver.fence)
+        assert self.bytes_of(driver, Outcome.FAILED) == failed
+        assert 0.3 * budget < self.bytes_of(driver, Outcome.SUCCEEDED) < 1.3 * budget
+        assert memory.usage().budgets["succeeded"] == budget

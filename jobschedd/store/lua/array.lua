@@ -2,7 +2,7 @@
 --
 -- array:<id>             counts: total, limit, left (indices not started), active (started, not ended), o<outcome>; and
 --                        at (where the first index not started may be, in bytes), parked (no marker stands in the list),
---                        highest (attempt of any task), most_failures, stopped, begun, again, keep
+--                        highest (attempt of any task), most_failures, stopped, begun, again, keep, shed:<which> (see shed.lua)
 -- array:<id>:all         bitmap of all its indices
 -- array:<id>:todo        bitmap of the indices that have not started, or not again: it outweighs an older record
 -- array:<id>:active      bitmap of the indices that have a record and have not ended
@@ -206,14 +206,37 @@ local function note_task(id, r, outcome, keep, now)
   close(parent, keep, now)
 end
 
+function array.keys(id)
+  local keys = {}
+  for _, part in ipairs(PARTS) do keys[#keys + 1] = BASE .. 'array:' .. id .. part end
+  return keys
+end
+
+-- Some of its tasks, whatever they are at: those from this place on (0: the first); the place of the next.
+function array.tasks_from(id, at)
+  local all, places, tasks = array.key(id, 'all'), call('LLEN', array.key(id, 'places')), {}
+  if places > 0 then
+    for place = at + 1, math.min(at + 8, places) do tasks[#tasks + 1] = id .. '_' .. place end
+    return tasks, at + 8
+  end
+  local index = call('BITPOS', all, 1, at)
+  if index < 0 then return tasks, at end
+  at = math.floor(index / 8)
+  local byte = string.byte(call('GETRANGE', all, at, at))
+  for bit = 0, 7 do
+    if math.floor(byte / 2 ^ (7 - bit)) % 2 == 1 then tasks[#tasks + 1] = string.format('%s_%.0f', id, at * 8 + bit) end
+  end
+  return tasks, at + 1
+end
+
 -- Called by the one way to an end.
 function array.note_end(id, r, outcome, keep, now)
   if has(r.flags, TASK) then return note_task(id, r, outcome, keep, now) end
   call('SREM', BASE .. 'arrays', id)
   -- Where it ended as a whole: skipped, or known to have ended before a roll-back; failed because of others, then.
   end_unstarted(id, outcome == FAILED and CANCELLED or outcome, keep)
-  for _, part in ipairs(PARTS) do
-    if keep > 0 then call('PEXPIRE', BASE .. 'array:' .. id .. part, keep) else call('DEL', BASE .. 'array:' .. id .. part) end
+  for _, key in ipairs(array.keys(id)) do
+    if keep > 0 then call('PEXPIRE', key, keep) else call('DEL', key) end
   end
 end
 
@@ -287,7 +310,7 @@ local function reopen(id, now)
     call('SET', BASE .. 'job:' .. id, string.sub(rec, 1, 8) .. struct.pack('<I4', 0) .. string.sub(rec, 13, 18)
       .. struct.pack('<I6', 0) .. middle(PENDING, 0, r.flags, r.attempt, now, NOBODY, 0, 0)
       .. string.sub(rec, 57, 60 + r.spec_length))
-    for _, part in ipairs(PARTS) do call('PERSIST', BASE .. 'array:' .. id .. part) end
+    for _, key in ipairs(array.keys(id)) do call('PERSIST', key) end
     call('SADD', BASE .. 'arrays', id)
     call('HDEL', array.key(id), 'begun', 'stopped', 'failures')
     if has(r.flags, KEYED) then

@@ -15,7 +15,8 @@ local function kind_of(key)
   local r = read(call('GETRANGE', key, 0, 59))
   if not r then return 'other' end
   if r.state == WAITING then return 'blocked' end
-  return r.state == DONE and 'finished' or (r.state == DISPATCHED or r.state == RUNNING) and 'active' or 'waiting'
+  if r.state == DONE then return r.outcome == SUCCEEDED and 'finished-succeeded' or 'finished-failed' end
+  return (r.state == DISPATCHED or r.state == RUNNING) and 'active' or 'waiting'
 end
 
 local keys, bytes, order = {}, {}, {}
