@@ -39,13 +39,16 @@ def filter_options(command: Command) -> Command:
 
 
 class Choice:
-    """What the options say. ``usual``: the statuses that are meant where none is given."""
+    """What the options say. ``usual``: the statuses that are meant where none is given; ``held``: only what is."""
 
-    def __init__(self, ids: tuple[str, ...], options: dict[str, Any], usual: tuple[str, ...]) -> None:
+    def __init__(
+        self, ids: tuple[str, ...], options: dict[str, Any], usual: tuple[str, ...], *, held: bool = False
+    ) -> None:
         given = {name: options.pop(name) for name in _NAMES}
         self.dry_run: bool = given.pop("dry_run")
         self._yes: bool = given.pop("yes")
         self._usual = usual
+        self._held = held
         self._given = given
         self.by_filter = any(given.values())
         if ids and self.by_filter:
@@ -75,7 +78,13 @@ class Choice:
                 raise UsageError(f"--channel names node {owner!r}, but --node says {node!r}")
             node, channel = owner, name
         given = {name: self._given[name] or "" for name in ("name", "group")}
-        return client.matching(*words, node=node, channel=channel, labels=self._given["labels"], **given)
+        found = client.matching(*words, node=node, channel=channel, labels=self._given["labels"], **given)
+        return _among(set(client.inspect.held_ids()), found) if self._held else found
+
+
+def _among(ids: set[str], chunks: Iterator[Ends]) -> Iterator[Ends]:
+    for chunk in chunks:
+        yield [one for one in chunk if one[0] in ids]
 
 
 def tell(counts: dict[str, int]) -> None:

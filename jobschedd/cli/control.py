@@ -41,7 +41,7 @@ def hold_command(ids: tuple[str, ...], reason: str, **options: Any) -> None:
 def release_command(ids: tuple[str, ...], **options: Any) -> None:
     """Let held jobs go on. One whose turn came while it was held is the next of its line."""
     # What is held of an array that has begun is released with it.
-    choice, client = Choice(ids, options, (*_WAITING, "running")), connect()
+    choice, client = Choice(ids, options, (*_WAITING, "running"), held=True), connect()
     _do(client, ids, choice, "released", client.release)
 
 
@@ -72,7 +72,7 @@ def _do(
         answers = [changed.answer for changed in change([job_id for job_id, _ in chunk])]
         done += answers.count("done")
         other += len(answers) - answers.count("done")
-    tell({word: done} if word == "released" and done else {word: done, "unchanged": other})
+    tell({word: done, "unchanged": other})
 
 
 def _one_by_one(answers: Sequence[Changed], word: str) -> int:

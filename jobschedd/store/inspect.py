@@ -243,7 +243,7 @@ class Inspect:
             sources.append(self._waiting_ids())
         if State.PENDING in waiting:
             sources.append(self._pending_ids())
-            sources.append(self._held_ids())
+            sources.append(self.held_ids())
         return _distinct(heapq.merge(*sources, key=int, reverse=True))
 
     def _walk(self, states: Collection[State], outcomes: Collection[Outcome]) -> Iterator[str]:
@@ -313,7 +313,7 @@ class Inspect:
         # A list is nearly in order: only what came back stands in front of younger ones.
         return heapq.merge(*lists, key=int, reverse=True)
 
-    def _held_ids(self) -> list[str]:
+    def held_ids(self) -> list[str]:
         """Those that users hold: they may stand in no list."""
         with translated():
             ids = [_text(job_id) for job_id in self.client.hkeys(self.keys.held)]

@@ -406,9 +406,8 @@ local function await_again(id, rec, r, told)
   if count == 0 or count > #open then
     for _, parent in ipairs(forgotten) do open[#open + 1] = parent end
   end
-  if #open == 0 then return 0 end
-  call('SADD', BASE .. 'awaits:' .. id, unpack(open))
-  write_awaited(id, #open)
+  for _, parent in ipairs(open) do call('SADD', BASE .. 'awaits:' .. id, parent) end
+  if #open > 0 then write_awaited(id, #open) end
   return #open
 end
 

@@ -40,6 +40,7 @@ end
 
 -- Tasks have no ids of their own to count through. Where it stops, it goes on the next time; whether all are looked at.
 local function look_at_tasks(id)
+  if call('EXISTS', array.key(id)) == 0 then return true end
   local at = tonumber(call('HGET', array.key(id), 'shed:' .. which) or 0)
   while left > 0 and freed < wanted do
     local tasks, following = array.tasks_from(id, at)
