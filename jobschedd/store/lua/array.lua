@@ -398,7 +398,7 @@ end
 
 -- Why nobody can hold this job, or give it another priority: 2 a channel has it | 3 has ended | 4 unknown | 5 a task that
 -- waits in its array | 6 an array whose tasks wait by themselves. nil: it waits.
-local function why_unfit(id, r)
+function array.why_unfit(id, r)
   if array.is_todo(id) then return 5 end
   if not r then return 4 end
   if r.state == DONE then return 3 end

@@ -10,7 +10,7 @@ local replies = {}
 for at = 4, #ARGV do
   local id = ARGV[at]
   local r = read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
-  local unfit = why_unfit(id, r)
+  local unfit = array.why_unfit(id, r)
   if not unfit then
     if not has(r.flags, HELD) then
       r.flags = r.flags + HELD

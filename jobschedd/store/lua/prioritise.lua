@@ -24,7 +24,7 @@ for at = 3, #ARGV do
   local id = ARGV[at]
   local key = BASE .. 'job:' .. id
   local r = read(call('GETRANGE', key, 0, 59))
-  local unfit = why_unfit(id, r)
+  local unfit = array.why_unfit(id, r)
   if not unfit and r.priority ~= priority then
     call('SETRANGE', key, 1, byte)
     if stands_in_line(id, r) then stand_anew(id, r) end

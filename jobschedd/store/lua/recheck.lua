@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- After a loss of data a job may wait for one that is gone, or that does not know of it: nobody waits for ever.
 -- Looks at those that were looked at longest ago; what can go on, or never will, is left to unblock.lua.
+-- WITH: awaiting
 -- KEYS: leader waiting unblocking
 -- ARGV: base, fence, conditions to look at, at most (a job's are all looked at)
 -- returns: {jobs looked at, mended}

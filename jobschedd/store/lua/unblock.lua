@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- move: unblock: WAITING -> PENDING, SCHEDULED, DONE
 -- (a job that others wait for has ended; DONE: skipped, for what it waits for can never come)
+-- WITH: awaiting
 -- KEYS: leader unblocking scheduled
 -- ARGV: base, fence, keep of skipped jobs (ms), at most
 -- returns: {dependents looked at, unblocked, skipped, ends whose dependents wait still}
