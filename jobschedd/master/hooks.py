@@ -161,8 +161,7 @@ class HookRunner:
             self._fence = fence
             self._wake()
         if not self._hooks:
-            self._stop.wait(PAUSE)
-            return
+            self._stop.wait(PAUSE)  # what jobs name all the same is taken away, and told of in the log
         if self._clock.boottime() >= self._look_due:
             self._say_what_is_wanted(fence)  # again: somebody may have deleted that
             self._look()

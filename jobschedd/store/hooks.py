@@ -59,9 +59,9 @@ class Hooks:
             return script(name).call(self._client, self._keys, *args, **fixed)
 
     def want(self, fence: str, outcomes: Iterable[int], nameable: Iterable[str] = ()) -> None:
-        """Ends with these outcomes are events from now on, and those of jobs that name hooks, where any may be named.
+        """Ends with these outcomes are events from now on; those of jobs that name hooks are in any case.
 
-        Raises NotTheLeader, as all that takes a fence.
+        ``nameable``: for submitters who ask which they may name. Raises NotTheLeader, as all that takes a fence.
         """
         digits = "".join(str(int(outcome)) for outcome in sorted(outcomes))
         self._call("hooked", fence, digits, " ".join(sorted(nameable)))

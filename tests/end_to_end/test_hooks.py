@@ -241,6 +241,9 @@ def test_without_hooks_nothing_is_kept_for_them(cluster: Cluster, endpoint: Endp
         wait_until(lambda: not redis.exists(keys.hooked), 10, "nobody wants to know any more")
         client.submit(["true"]).wait(10)
         assert redis.xlen(keys.events) == 0
+        client.submit(["true"], on_success="nobody").wait(10)
+        wait_until(lambda: "names a hook that is none" in cluster.logs(), 15, "it is told of")
+        wait_until(lambda: redis.xlen(keys.events) == 0, 10, "and taken away")
 
 
 def test_a_job_names_the_hooks_that_are_told_of_its_end(cluster: Cluster, endpoint: Endpoint, other: Endpoint):

@@ -194,10 +194,9 @@ local function tell_hooks(id, attempt, outcome, named)
   call('XADD', BASE .. 'events', 'MAXLEN', '~', EVENTS_LIMIT, '*', unpack(event))
 end
 
--- The hooks that a job names for such an end, with spaces between; nil for none, and where no hook may be named.
+-- The hooks that a job names for such an end, with spaces between; nil for none.
 local function hooks_named_by(rec, r, outcome)
   if r.flags < HOOKED or not has(r.flags, HOOKED) or outcome == CANCELLED then return nil end
-  if call('EXISTS', BASE .. 'nameable') == 0 then return nil end
   local ok, spec = pcall(cmsgpack.unpack, sub(rec, 61, 60 + r.spec_length))
   local names = ok and type(spec) == 'table' and spec[outcome == SUCCEEDED and 'on_success' or 'on_failure']
   return type(names) == 'table' and #names > 0 and table.concat(names, ' ') or nil
