@@ -33,6 +33,8 @@ def test_the_page_tells_the_truth(cluster: Cluster, section: Section):
     with cluster.client() as client:  # the daemon is ready before it has begun to lead
         wait_until(lambda: client.inspect.leader(), 60, "it leads")
         wait_until(lambda: len(client.schedules.all()) == len(schedules), 60, "it has read its schedules")
+        named = {hook["name"] for hook in configuration.get("master", {}).get("hooks", ()) if "named" in hook["on"]}
+        wait_until(lambda: client.inspect.nameable_hooks() == named, 60, "it has said which hooks may be named")
     environment = cluster.environment(
         JOBSCHED_REDIS_URL=cluster.redis_url,
         JOBSCHED_NAMESPACE=cluster.namespace,
