@@ -255,8 +255,12 @@ class Client:
         return waited
 
     def _unended(self, group: str) -> list[str]:
-        words = [state.word for state in State if state is not State.DONE]
-        return [job_id for chunk in self.matching(*words, group=group) for job_id, _ in chunk]
+        """Jobs go from one state to the next meanwhile: who waits is looked at before and after who runs."""
+        waiting, active = ("pending", "scheduled", "waiting"), ("dispatched", "running")
+        found: dict[str, None] = {}
+        for words in (waiting, active, waiting):
+            found |= {job_id: None for chunk in self.matching(*words, group=group) for job_id, _ in chunk}
+        return list(found)
 
     def as_completed(self, jobs: Iterable[AnyJob], timeout: float | None = None) -> Iterator[Job]:
         """Each job once it has ended, the first first. Raises as ``wait``."""

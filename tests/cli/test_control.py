@@ -225,7 +225,7 @@ def test_pause_of_a_group_and_bad_words(fleet: Cluster):
 
 
 def test_a_group(fleet: Cluster, client: Client):
-    jobs = client.submit_many([{"shell": f"sleep 0.5; exit {code}", "group": "night"} for code in (0, 3, 0)])
+    jobs = client.submit_many([{"shell": f"sleep 4; exit {code}", "group": "night"} for code in (0, 3, 0)])
     other = client.submit(["sleep", "60"], group="day", channel="nowhere")
     waited = fleet.run("wait", "--group", "night", "--json")
     assert waited.returncode == 3
