@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,19 +209,18 @@ class _Progress:
 
 def _watch(client: Client, progress: _Progress) -> None:
     with _display(progress):
-        waiting: Sequence[Job] = progress.jobs
-        last, seen = time.monotonic(), 0
+        waiting = {job.id: job for job in progress.jobs}
+        last = time.monotonic()
         while waiting:
             try:
-                for job in client.as_completed(waiting, 1.0):
+                for job in client.as_completed(waiting.values(), 1.0):
                     progress.count(job)
+                    del waiting[job.id]
                     last = time.monotonic()
             except WaitTimeout:
                 pass
-            if progress.ended == seen and time.monotonic() - last > _STUCK:
+            if time.monotonic() - last > _STUCK:
                 raise JobschedError(f"no job ended for {_STUCK:g} s; {len(waiting)} have not")
-            seen = progress.ended
-            waiting = [job for job in waiting if not job.ended]
 
 
 @contextmanager

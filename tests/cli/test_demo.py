@@ -72,6 +72,16 @@ def test_it_runs_jobs_and_sums_up(stage: Stage):
     assert list(stage.folder.iterdir()) == []
 
 
+def test_a_demo_of_several_seconds_counts_every_job(stage: Stage):
+    """It looks at the jobs again each second; what ends between two looks was once left out."""
+    demo = stage.start("--jobs", "400")
+    said, _ = demo.communicate(timeout=90)
+
+    assert "400 of 400 ok, 0 failed" in said
+    assert len(re.findall(r"jobs done", said)) >= 2, said
+    assert demo.returncode == 0
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(stage: Stage, signum: signal.Signals):
     demo = stage.start("--jobs", "2000")
