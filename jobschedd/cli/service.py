@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from jobschedd.config import load
-from jobschedd.config.loading import SYSTEM_FOLDER, SYSTEM_STATE
+from jobschedd.config.places import SYSTEM_FOLDER, SYSTEM_STATE
 from jobschedd.errors import ConfigError, JobschedError
 
 #: How freely the daemon and its jobs may act: the units as they are, or with the drop-in of this name.

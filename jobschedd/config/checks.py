@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from urllib.parse import unquote
-
-import msgspec
 
 from jobschedd.config.document import Document
-from jobschedd.config.model import Config, HookConfig, RedisConfig, socket_path
+from jobschedd.config.model import Config, HookConfig, socket_path
 from jobschedd.config.reader import Reader
-from jobschedd.config.values import Secret, shown
+from jobschedd.config.values import shown
 from jobschedd.durations import format_duration
 
 _LONGEST_SOCKET_PATH = 107  # bytes that fit a Unix socket's address
@@ -144,26 +141,6 @@ def _check_timing(config: Config, reader: Reader) -> None:
         if getattr(timing, longer) <= 2 * getattr(timing, shorter):
             message = f"must be more than twice {shorter} ({getattr(timing, shorter):g}s): {why}"
             reader.mistake(("timing", longer), message, at=("timing", shorter))
-
-
-def split_login(redis: RedisConfig) -> RedisConfig:
-    """Move user and password out of the URL, so that it can be shown. Raises ValueError: both places used."""
-    scheme, separator, rest = redis.url.partition("://")
-    authority, slash, path = rest.partition("/")
-    login, at, host = authority.rpartition("@")
-    if not at:
-        return redis
-    username, colon, password = login.partition(":")
-    if colon and password and (redis.password is not None or redis.password_file is not None):
-        raise ValueError("holds a password, and there is another beside it: keep one")
-    if username and redis.username is not None:
-        raise ValueError("holds a user name, and there is another beside it: keep one")
-    return msgspec.structs.replace(
-        redis,
-        url=f"{scheme}{separator}{host}{slash}{path}",
-        username=unquote(username) or redis.username,
-        password=Secret(unquote(password)) if password else redis.password,
-    )
 
 
 def warnings(config: Config, document: Document, mode: int, url_had_password: bool) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from typing import Annotated, ClassVar, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -278,6 +278,26 @@ def resolve_embedded(redis: RedisConfig, state_dir: str) -> RedisConfig:
     if not redis.embedded:
         return redis
     return msgspec.structs.replace(redis, url="unix://" + quote(socket_path(state_dir)))
+
+
+def split_login(redis: RedisConfig) -> RedisConfig:
+    """Move user and password out of the URL, so that it can be shown. Raises ValueError: both places used."""
+    scheme, separator, rest = redis.url.partition("://")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
+    if not at:
+        return redis
+    username, colon, password = login.partition(":")
+    if colon and password and (redis.password is not None or redis.password_file is not None):
+        raise ValueError("holds a password, and there is another beside it: keep one")
+    if username and redis.username is not None:
+        raise ValueError("holds a user name, and there is another beside it: keep one")
+    return msgspec.structs.replace(
+        redis,
+        url=f"{scheme}{separator}{host}{slash}{path}",
+        username=unquote(username) or redis.username,
+        password=Secret(unquote(password)) if password else redis.password,
+    )
 
 
 def _revealed(value: object) -> object:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from jobschedd import amounts, limits
 from jobschedd.durations import parse_duration
-from jobschedd.schedule import Schedule, schedule
+
+if TYPE_CHECKING:
+    from jobschedd.schedule import Schedule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
@@ -80,41 +83,35 @@ class Substituted(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """Marks a field's type with the function that reads it."""
 
     read: Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
-class Derived:
+class Derived(msgspec.Struct, frozen=True):
     """Marks a field that no file can set."""
 
 
-@dataclass(frozen=True)
-class ReadEntries:
+class ReadEntries(msgspec.Struct, frozen=True):
     """Marks a mapping with the function that reads one entry, from its key and content."""
 
     read: Callable[[str, Any], Any]
 
 
-@dataclass(frozen=True)
-class CheckItems:
+class CheckItems(msgspec.Struct, frozen=True):
     """Marks a tuple, whose items are read by their own type, with the function that checks it as a whole."""
 
     check: Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class ReadItem:
+class ReadItem(msgspec.Struct, frozen=True):
     """Marks a mapping with the function that reads it whole, and says by InvalidJob which of its fields is wrong."""
 
     read: Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
-class ReadPath:
+class ReadPath(msgspec.Struct, frozen=True):
     """Marks a path: ``~`` is expanded, relative ones start at the folder of the configuration file."""
 
 
@@ -358,6 +355,13 @@ def resource(key: str, content: object) -> int | tuple[str, ...]:
     return amount
 
 
+def scheduled(item: Any) -> Schedule:
+    """One entry of the timetable."""
+    from jobschedd.schedule import schedule  # what cron and time zones take to import is needed only here
+
+    return schedule(item)
+
+
 def secret(value: object) -> Secret:
     """A password. Its content appears in no message."""
     if not isinstance(value, str):
@@ -423,7 +427,10 @@ def _check_sentinel(hosts: str, path: str) -> None:
         raise ValueError("names no service; write sentinel://HOST:PORT,HOST:PORT/SERVICE")
 
 
-Schedules = tuple[Annotated[Schedule, ReadItem(schedule)], ...]
+if TYPE_CHECKING:
+    Schedules = tuple[Schedule, ...]
+else:
+    Schedules = tuple[Annotated[Any, ReadItem(scheduled)], ...]
 Text = Annotated[str, Read(text)]
 Name = Annotated[str, Read(name)]
 Names = Annotated[tuple[Name, ...], CheckItems(distinct)]

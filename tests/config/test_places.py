@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jobschedd.config import Config, client_settings, default_state_dir, find, load
-from jobschedd.config.loading import SYSTEM_STATE
+from jobschedd.config.places import SYSTEM_STATE
 from jobschedd.errors import ConfigError
 
 TEXT = "role: master\nredis: {url: 'redis://u:p@from-file:7/1'}\nnamespace: fleet\n"
@@ -22,7 +22,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
-    monkeypatch.setattr("jobschedd.config.loading.SYSTEM_FOLDER", str(tmp_path / "system"))
+    monkeypatch.setattr("jobschedd.config.places.SYSTEM_FOLDER", str(tmp_path / "system"))
     return {
         "here": tmp_path / "here/etc/jobsched.yaml",
         "user": tmp_path / "user/jobschedd/jobsched.yaml",
