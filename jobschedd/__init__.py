@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from jobschedd.version import VERSION as __version__
 
-if TYPE_CHECKING:
-    from jobschedd.client import AsyncClient, Client, Job
-
-
 __all__ = ["AsyncClient", "Client", "Job", "__version__"]
 
+if TYPE_CHECKING:
+    from jobschedd.client import AsyncClient, Client, Job
+else:
 
-def __getattr__(name: str) -> Any:
-    # On demand: the daemons import this package and need no client.
-    if name in ("AsyncClient", "Client", "Job"):
-        from jobschedd import client
+    def __getattr__(name: str) -> Any:
+        # On demand: the daemons import this package and need no client.
+        if name in ("AsyncClient", "Client", "Job"):
+            from jobschedd import client
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(client, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

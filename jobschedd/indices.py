@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 #: Highest index: a bitmap of all of them has 1.25 MB.
 HIGHEST_INDEX = 9_999_999
@@ -13,8 +14,7 @@ MOST_PARTS = 10_000
 _PART = re.compile(r"(\d{1,12})(?:-(\d{1,12})(?::(\d{1,12}))?)?", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Indices:
+class Indices(msgspec.Struct, frozen=True):
     """Ranges ``(first, last, step)`` as they were written, and how many tasks may run at once (0: any number)."""
 
     ranges: tuple[tuple[int, int, int], ...]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -80,20 +79,18 @@ def check_key(key: str) -> str:
     return key
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One number or rate in force, and whose word that is."""
 
     limit: int | Rate
     source: str
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What is set: by key, as an operator and as the configuration of the leading master say."""
 
-    numbers: Mapping[str, Setting] = field(default_factory=dict)
-    rates: Mapping[str, Setting] = field(default_factory=dict)
+    numbers: Mapping[str, Setting] = {}
+    rates: Mapping[str, Setting] = {}
 
     @classmethod
     def read(cls, configured: Mapping[str, str], operator: Mapping[str, str]) -> Limits:

@@ -141,7 +141,7 @@ class _Feed:
         return ids
 
     def _warn_unserved(self, target: Target) -> None:
-        if not self._client.inspect.served(target):
+        if not self._client.session.served(target):
             from jobschedd.cli.submit import could_run
 
             note(f"warning: some jobs wait: no channel has ever been seen that {could_run(target)}")

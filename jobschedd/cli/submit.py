@@ -110,7 +110,7 @@ def submitted(client: Client, item: dict[str, Any], durable: Durable | None = No
         from jobschedd.cli.render import full_moment
 
         note(f"job {job_id} is due at {full_moment(checked.at_ms / 1000)}")
-    if not client.inspect.served(checked.target):
+    if not client.session.served(checked.target):
         note(f"warning: job {job_id} waits: no channel has ever been seen that {could_run(checked.target)}")
     warn_of_hooks(client, item)
     from jobschedd.client import Job

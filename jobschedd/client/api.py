@@ -1,4 +1,4 @@
-"""Client: what a program does with jobs."""
+"""Client: what a program does with jobs. Each method imports what it alone needs: most programs submit and wait."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
-from jobschedd.client.follow import Follower, Output
-from jobschedd.client.history import Histories
 from jobschedd.client.jobs import Job, checked_id, no_such_job
-from jobschedd.client.schedules import Schedules
 from jobschedd.client.session import Durable, Session
-from jobschedd.client.waiting import ended
-from jobschedd.client.why import Explanation, explain
-from jobschedd.client.workflow import Workflow
 from jobschedd.durations import parse_duration
 from jobschedd.errors import InvalidJob, NoParent, NoSuchJob, UsageError
 from jobschedd.job import HIGHEST_PRIORITY, Flag, Outcome, Place, State, Submission, place_of
 from jobschedd.limits import Rate, check_key, group_key, parse_limit
 from jobschedd.links import Refs, targets
-from jobschedd.store.attempts import Query
-from jobschedd.store.inspect import Inspect
 from jobschedd.store.moves import CancelAnswer, HoldAnswer, RetryAnswer
-from jobschedd.store.views import ChannelView, JobView, NodeView
 from jobschedd.submission import CATCH_UP_MS, NAME, submission
+
+if TYPE_CHECKING:
+    from jobschedd.client.follow import Follower, Output
+    from jobschedd.client.history import Histories
+    from jobschedd.client.schedules import Schedules
+    from jobschedd.client.why import Explanation
+    from jobschedd.client.workflow import Workflow
+    from jobschedd.store.inspect import Inspect
+    from jobschedd.store.views import ChannelView, JobView, NodeView
 
 #: Jobs, and bytes, that one call of the submit script carries at most.
 CHUNK, CHUNK_BYTES = 500, 4 << 20
@@ -207,6 +207,8 @@ class Client:
             load = w.submit(["./load"], after=extract)
         w.wait()
         """
+        from jobschedd.client.workflow import Workflow
+
         return Workflow(self, name)
 
     def _insist_on_parents(self, checked: Sequence[Submission]) -> None:
@@ -267,6 +269,8 @@ class Client:
         return self._completed([self._handle(job) for job in jobs], timeout)
 
     def _completed(self, handles: list[Job], timeout: float | None) -> Iterator[Job]:
+        from jobschedd.client.waiting import ended
+
         waiting: dict[str, list[Job]] = {}
         for job in handles:
             waiting.setdefault(job.id, []).append(job)
@@ -286,6 +290,8 @@ class Client:
 
     def follower(self, job: AnyJob) -> Follower:
         """The same by hand: it tells of quiet moments too. Raises NoSuchJob."""
+        from jobschedd.client.follow import Follower
+
         job_id = checked_id(job)
         self.read(job_id)
         return Follower(self.session, job_id)
@@ -306,6 +312,8 @@ class Client:
 
     def explain(self, job: AnyJob) -> Explanation:
         """Why a job is where it is: a stable ``reason`` code and one ``sentence``. Raises UsageError for no id."""
+        from jobschedd.client.why import explain
+
         job_id = checked_id(job)
         return self.session.patiently(lambda: explain(self.inspect, job_id, self.session.inspect.job(job_id)))
 
@@ -490,6 +498,9 @@ class Client:
         seconds since the epoch; ``final``: only accepted ends; ``limit``: at most so many. Raises UsageError; iterating
         raises Unanswered where no master answers. Where some do not, ``problem`` says so afterwards.
         """
+        from jobschedd.client.history import Histories
+        from jobschedd.store.attempts import Query
+
         owner, _, channel = channel.rpartition("/")
         words = tuple(outcomes)
         states, _ = statuses_of(words)
@@ -593,6 +604,8 @@ class Client:
     @property
     def schedules(self) -> Schedules:
         """What runs again and again."""
+        from jobschedd.client.schedules import Schedules
+
         return Schedules(self.session)
 
     @property

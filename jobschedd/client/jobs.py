@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from jobschedd.errors import JobFailed, NoSuchJob, NotEnded, UsageError
 from jobschedd.job import Captured, Outcome
-from jobschedd.store.durability import Durability
-from jobschedd.store.views import ArrayCounts, JobView
 from jobschedd.submission import JOB_ID
 
 if TYPE_CHECKING:
     from jobschedd.client.api import Cancelled, Changed, Client
     from jobschedd.client.follow import Output
     from jobschedd.client.why import Explanation
+    from jobschedd.store.durability import Durability
+    from jobschedd.store.views import ArrayCounts, JobView
 
 
 def checked_id(value: str | int | Reading) -> str:

@@ -1,4 +1,7 @@
-"""The client's ways into the store: connected at first use, patient afterwards, safe in threads and after a fork."""
+"""The client's ways into the store: connected at first use, patient afterwards, safe in threads and after a fork.
+
+Light to import: what a mere submit does without is imported by whoever needs it.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,33 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from jobschedd.config import RedisConfig, client_settings
 from jobschedd.durations import format_duration
 from jobschedd.errors import InvalidJob, NotDurable, StoreRefused, StoreUnavailable
 from jobschedd.failpoints import failpoint
-from jobschedd.job import Submission
+from jobschedd.job import Submission, Target
 from jobschedd.links import Refs, linked, within
-from jobschedd.store.attempts import Archives
 from jobschedd.store.connect import blocking, check_server, connect
-from jobschedd.store.durability import Durability, confirm
-from jobschedd.store.inspect import Inspect
 from jobschedd.store.keys import Keys
-from jobschedd.store.listen import BLOCK, Inbox, LiveOutput
 from jobschedd.store.moves import Moves, OperationSlot
+from jobschedd.store.served import served
+
+if TYPE_CHECKING:
+    from jobschedd.store.attempts import Archives
+    from jobschedd.store.durability import Durability
+    from jobschedd.store.inspect import Inspect
+    from jobschedd.store.listen import Inbox, LiveOutput
 
 Answer = TypeVar("Answer")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 
-@dataclass
-class Durable:
+class Durable(msgspec.Struct):
     """What a submitter waits for, and what it got. ``replicas``: at least so many; ``within``: seconds."""
 
     replicas: int = 0
@@ -57,7 +63,13 @@ class Session:
         self._slots: list[OperationSlot] = []
         self._inboxes: list[Inbox] = []
         self.moves = Moves(self._redis, self.keys)
-        self.inspect = Inspect(self._redis, self.keys)
+
+    @property
+    def inspect(self) -> Inspect:
+        """The read path. It does not look whether the server will do: see ``reach``."""
+        from jobschedd.store.inspect import Inspect
+
+        return Inspect(self._redis, self.keys)
 
     def reach(self) -> None:
         """Connect and look whether this server will do. Fails at once: nothing was promised to anybody yet."""
@@ -116,6 +128,11 @@ class Session:
                 self._confirm(ids, slot, durable)
         return ids
 
+    def served(self, target: Target) -> bool:
+        """Whether a channel has ever been seen that a job for ``target`` could run on."""
+        self.reach()
+        return served(self._redis, self.keys, target, lambda: self.inspect.channels())
+
     def _linked(
         self, submissions: Sequence[Submission], refs: Refs, workflow: bool
     ) -> tuple[Sequence[Submission], int]:
@@ -136,6 +153,8 @@ class Session:
         return job.at(places)
 
     def _confirm(self, ids: list[str], slot: OperationSlot, durable: Durable) -> None:
+        from jobschedd.store.durability import confirm
+
         try:
             got, reason = confirm(self._redis, self.keys, slot, durable.replicas, durable.within)
         except (StoreUnavailable, StoreRefused) as error:
@@ -158,6 +177,8 @@ class Session:
     @contextmanager
     def inbox(self) -> Iterator[Inbox]:
         """An inbox for one wait. It may hold ids that an earlier wait gave up on."""
+        from jobschedd.store.listen import Inbox
+
         self.reach()
         try:
             inbox = self._inboxes.pop()
@@ -170,10 +191,15 @@ class Session:
 
     def live_output(self, job_id: str) -> LiveOutput:
         """The live output of one job, on a connection of its own."""
+        from jobschedd.store.listen import LiveOutput
+
         return LiveOutput(self.config, self.keys, self._name, job_id)
 
     def archives(self) -> Archives:
         """A way to ask the masters about their histories, on a connection of its own."""
+        from jobschedd.store.attempts import Archives
+        from jobschedd.store.listen import BLOCK
+
         self.reach()
         return Archives(self._redis, blocking(self.config, self._name, BLOCK), self.keys)
 

@@ -37,6 +37,7 @@ from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
+from jobschedd.store.served import served
 from jobschedd.store.survey import Kept, Survey, read_kept
 from jobschedd.store.views import NO_RECORD, ArrayCounts, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
@@ -546,34 +547,12 @@ class Inspect:
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
-        plain = not target.labels and not target.resources
-        if not target.node and plain and self._is_published_to(target.channel):
-            return True
-        if not plain:
-            return any(
-                target.admits(view.node, view.channel, frozenset(view.labels))
-                and target.fits(view.resources, view.most_slots)
-                for view in self.channels()
-            )
-        with translated():
-            if target.node and target.channel:
-                return bool(self.client.hexists(self.keys.owners, f"{target.node}/{target.channel}"))
-            pattern = f"{target.node or '*'}/{target.channel or '*'}"
-            for _ in self.client.hscan_iter(self.keys.owners, match=pattern, count=5000):
-                return True
-        return False
+        return served(self.client, self.keys, target, self.channels)
 
     def nameable_hooks(self) -> set[str]:
         """The hooks that the leading master lets jobs name."""
         with translated():
             return set(_text(self.client.get(self.keys.nameable) or b"").split())
-
-    def _is_published_to(self, channel: str) -> bool:
-        """Whether a pubsub master publishes to this channel (to any, if empty): who listens there, nobody knows."""
-        with translated():
-            if channel:
-                return bool(self.client.sismember(self.keys.wires, channel))
-            return bool(self.client.exists(self.keys.wires))
 
     def leader(self) -> tuple[str, int] | None:
         """(fence of the leading master, milliseconds left of its lease); None where nobody leads."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import redis
@@ -23,7 +22,9 @@ from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
-from jobschedd.store.survey import ChannelInfo, Kept
+
+if TYPE_CHECKING:
+    from jobschedd.store.survey import ChannelInfo, Kept
 
 OPERATION_MEMORY = 3_600_000
 
@@ -70,8 +71,7 @@ class RetryAnswer(IntEnum):
     WAITING = 5  # for what it is to run after
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True):
     """Take up to ``count`` jobs of this class and priority for this channel incarnation."""
 
     job_class: int
@@ -81,8 +81,7 @@ class Assignment:
     terms: bytes = b""  # what these jobs count against (see limits.Terms); empty: nothing
 
 
-@dataclass(frozen=True)
-class Dispatched:
+class Dispatched(msgspec.Struct, frozen=True):
     """What came of an assignment. ``window`` is -1 when the incarnation's lease is gone.
 
     ``bound``: what keeps the rest back: the key of a limit, ``rate:`` and the key of a rate, ``place`` (its channel or
@@ -97,8 +96,7 @@ class Dispatched:
     wait_ms: int = -1
 
 
-@dataclass(frozen=True)
-class Requeued:
+class Requeued(msgspec.Struct, frozen=True):
     """What came of requeueing a dead incarnation's entries."""
 
     reason: str  # left: it said goodbye; lost: it did not; alive: it is back; unsure: it did not leave after all
@@ -109,8 +107,7 @@ class Requeued:
     jobs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class LeaseState:
+class LeaseState(msgspec.Struct, frozen=True):
     """A channel incarnation as the reaper sees it. ``missing_since`` is 0 while it has a lease."""
 
     window: int
@@ -118,8 +115,7 @@ class LeaseState:
     missing_since: int
 
 
-@dataclass(frozen=True)
-class Unblocked:
+class Unblocked(msgspec.Struct, frozen=True):
     """What came of telling those that waited for ended jobs."""
 
     seen: int  # dependents looked at
@@ -136,8 +132,7 @@ class GoneOrder(NamedTuple):
     entry: str
 
 
-@dataclass(frozen=True)
-class Audit:
+class Audit(msgspec.Struct, frozen=True):
     """One slice of a walk over all records. ``cursor``: where to go on, "0" after the last."""
 
     cursor: str

@@ -10,6 +10,7 @@ import pytest
 from cluster import Cluster, program
 from jobschedd import Client
 from jobschedd.errors import InvalidJob, NotDurable
+from jobschedd.store import durability
 from redis_server import RedisServer, wait_until
 
 
@@ -123,15 +124,13 @@ def test_many_at_once(client, replica):
 
 def test_a_server_that_forgot_it_meanwhile(client, redis_server, monkeypatch):
     """A failover to a replica that lagged behind: WAIT alone would answer for a connection without writes."""
-    from jobschedd.client import session
-
-    real = session.confirm
+    real = durability.confirm
 
     def after_a_failover(redis, *arguments):
         redis.flushall()
         return real(redis, *arguments)
 
-    monkeypatch.setattr(session, "confirm", after_a_failover)
+    monkeypatch.setattr(durability, "confirm", after_a_failover)
     with pytest.raises(NotDurable, match="does not know of the submit"):
         client.submit(["true"], durable=1, durable_within=0.2)
 

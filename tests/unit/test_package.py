@@ -45,6 +45,22 @@ def test_the_package_itself_is_light_to_import():
     assert said.split() == []
 
 
+@pytest.mark.parametrize("package", ["jobschedd", "jobschedd.client", "jobschedd.config"])
+def test_a_package_that_imports_on_demand_has_all_that_it_names(package):
+    module = importlib.import_module(package)
+    assert {name for name in module.__all__ if getattr(module, name, None) is None} == set()
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_the_names_of_the_package_are_those_of_its_client():
+    from jobschedd import AsyncClient, Client, Job
+    from jobschedd.client import aio, api, jobs
+
+    assert (AsyncClient, Client, Job) == (aio.AsyncClient, api.Client, jobs.Job)
+
+
 class TestFailpoints:
     def used(self) -> list[str]:
         return [name for source in SOURCES for name in re.findall(r"\bfailpoint\(\s*\"([a-z_.]+)\"\s*\)", source)]
