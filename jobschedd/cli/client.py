@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -14,6 +15,8 @@ from jobschedd.cli.context import connection_options
 from jobschedd.errors import ConfigError, JobschedError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
+#: New objects after which garbage is looked for: importing makes some tens of thousands, and keeps them.
+_COLLECT_AFTER = 50_000
 
 #: Where each command lives, in the order of the help.
 COMMANDS = {
@@ -96,8 +99,13 @@ def client() -> None:
 
 def main() -> NoReturn:
     """Entry point of the ``jobsched`` command."""
+    gc.set_threshold(_COLLECT_AFTER)
     _open_standard_streams()
-    sys.exit(_run())
+    try:
+        sys.exit(_run())
+    finally:
+        # The interpreter would look at every object once more, to free what goes with the process.
+        gc.freeze()
 
 
 def _open_standard_streams() -> None:

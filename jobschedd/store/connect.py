@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,7 +81,7 @@ def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT)
         "retry_on_error": [],
         "health_check_interval": 0,
         "protocol": 2,
-    }
+    } | _library()
     parts = urlsplit(config.url)
     if parts.scheme != "unix":
         options["socket_keepalive"] = True
@@ -152,6 +153,16 @@ class _Login(CredentialProvider):
             file = self._config.password_file
             raise _NoPasswordFile(f"cannot read the password file {file}: {error}") from error
         return (password,) if self._config.username is None else (self._config.username, password)
+
+
+@cache
+def _library() -> dict[str, Any]:
+    """The library's version, for the server to show. Not told, it reads and parses its package's metadata for it."""
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:
+        return {"lib_version": redis.__version__}
+    return {"driver_info": DriverInfo(lib_version=redis.__version__)}
 
 
 def _has_login(config: RedisConfig) -> bool:

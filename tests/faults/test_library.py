@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from fault_proxy import Where, hit
 from jobschedd.config import RedisConfig
@@ -22,3 +23,12 @@ def test_a_command_is_sent_once(proxy, redis_server, make, where):
     hit(cut)
     with redis_server.client() as admin:
         assert int(admin.get("counted-once") or 0) == (0 if where is Where.BEFORE else 1)
+
+
+def test_the_server_is_told_which_library_this_is(redis_server):
+    client = connect(RedisConfig(url=redis_server.url), "test")
+    about = client.client_info()
+    client.close()
+    assert about["name"] == "jobschedd:test"
+    if "lib-ver" in about:  # Redis 7.2, Valkey
+        assert (about["lib-name"], about["lib-ver"]) == ("redis-py", redis.__version__)
