@@ -130,6 +130,8 @@ class Dispatcher:
         self._trusted_since: float | None = None
         self._server_ahead: float | None = None  # the server's clock before ours, at the last look
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
+        self._beat: Callable[[str], None] = lambda doing: None
+        self._doing = "leading: looks at everything"
         every = AUDIT_EVERY * lease
         self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
         self._auditing = Cadence(every, self._audit)
@@ -154,6 +156,7 @@ class Dispatcher:
 
     def run(self, stopping: Callable[[], bool], wait: Callable[[float], object], beat: Callable[[str], None]) -> None:
         """Until ``stopping``. Redis away or the lead lost: step back, wait a little, go on."""
+        self._beat = beat
         while not stopping():
             try:
                 beat(self.step(wait))
@@ -196,6 +199,7 @@ class Dispatcher:
             return self._guard.rebuild(self._leadership.fence)
         if not self._surveyed:
             self._load_functions()
+            self._go_on()
             self._moves.configure_limits(self._leadership.fence, self._configured_limits)
             failpoint("dispatcher.configure.after")
             self._look_at_everything()
@@ -207,7 +211,16 @@ class Dispatcher:
         self._keep_cadences()
         self._take_back()
         self._dispatch()
-        return f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
+        self._doing = f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
+        return self._doing
+
+    def _go_on(self) -> None:
+        """Between two calls of a turn: over a slow line it takes longer than the lead and our supervisor's patience."""
+        fence = self._leadership.fence
+        if not self._leadership.hold() or self._leadership.fence != fence:
+            raise NotTheLeader("the lead ended in the middle of a turn")
+        self._note_answer()
+        self._beat(self._doing)
 
     def _stand_still(self) -> None:
         """Data are lost: nobody leads; an operator may have ordered what to do."""
@@ -242,6 +255,7 @@ class Dispatcher:
             self._guard.doubt()
         self._read_schedules_again()
         self._surveyed = False
+        self._doing = "leading: looks at everything"
         self._trusted_since = None
         self._auditor.forget()
 
@@ -262,11 +276,14 @@ class Dispatcher:
         self._bell.silence()
         self._classes = self._survey.classes()
         self._pending = self._survey.pending()
+        self._go_on()
         self._read_drains()
         self._heal()
+        self._go_on()
         self._bounds.set(self._survey.limits())
         self._forget_classes()
         known = self._survey.channels()
+        self._go_on()
         self._remember(info for info in known.values() if info is not None)
         self._left = {incarnation for incarnation, info in known.items() if info is None}
         views = {}
@@ -277,6 +294,7 @@ class Dispatcher:
         self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
         self._open_and_close()
         self._acknowledge_drains()
+        self._go_on()
         self._due_at = 0.0
         self._read_schedules_again()
         self._see_ages()
@@ -427,6 +445,7 @@ class Dispatcher:
                 cadence.due = now + cadence.every
             elif now >= cadence.due:
                 cadence.due = now + cadence.every
+                self._go_on()
                 cadence.duty()
 
     def _read_schedules_again(self) -> None:
@@ -471,6 +490,7 @@ class Dispatcher:
                 return
             failpoint("dispatcher.cancel.before")
             self._moves.cancel(tasks, self._keep_ms)
+            self._go_on()
 
     def _look_after_memory(self) -> None:
         if self._budgets is not None:
@@ -489,6 +509,7 @@ class Dispatcher:
         if asked:
             failpoint("dispatcher.interrupt.after")
             log.info("drain: time is over", channel=f"{view.node}/{view.name}", then=then, jobs=asked)
+        self._go_on()
 
     def _reap(self) -> None:
         """Look for incarnations whose lease is gone."""
@@ -575,6 +596,7 @@ class Dispatcher:
             failpoint("dispatcher.heal.after")
             if not cursor:
                 return
+            self._go_on()
 
     def _forget_classes(self) -> None:
         """Where there are many, keep those in memory and store of which something is pending."""
@@ -586,6 +608,7 @@ class Dispatcher:
             some = [self._classes[number].key() for number in unused[first : first + CLASSES_PER_CALL]]
             self._moves.forget_classes(self._leadership.fence, some)
             failpoint("dispatcher.forget.after")
+            self._go_on()
         self._classes = self._survey.classes()
 
     def _target_of(self, job_class: int, priority: int) -> Target | None:
@@ -631,16 +654,19 @@ class Dispatcher:
         if answer.jobs:
             shown = " ".join(answer.jobs[:20]) + (" ..." if len(answer.jobs) > 20 else "")
             log.info("requeued", incarnation=incarnation, jobs=shown, count=len(answer.jobs), reason=answer.reason)
+        self._go_on()
         return answer
 
     # -- dispatching ------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         self._more_to_do = False
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             shares = self._placement.place(self._demands(), self._candidates(), JOBS_PER_CALL)
             if not shares:
                 return
+            if number:
+                self._go_on()
             assignments = [self._assignment(share) for share in shares]
             failpoint("dispatcher.dispatch.before")
             answers = self._send(assignments)

@@ -327,6 +327,21 @@ class TestLead:
         heir.dispatch(1)
         assert channel.jobs() == [job]
 
+    def test_a_turn_over_a_slow_line_keeps_the_lead(self, driver, make_master, clock):
+        """It takes longer than the lead lasts and its supervisor is patient: between two calls it sees to both."""
+        driver.channel()
+        driver.submit(3)
+        left = []
+
+        def four_seconds_pass(doing):
+            left.append(driver.client.pttl(driver.keys.leader))
+            driver.client.pexpire(driver.keys.leader, 5000)
+            clock.advance(4)
+
+        turns = iter([False, True])
+        make_master("m1").dispatcher.run(lambda: next(turns), lambda seconds: None, four_seconds_pass)
+        assert len(left) > 5 and min(left[:-1]) > 5000  # the last is said at the end of the turn
+
     def test_a_restarted_dispatcher_goes_on_at_once(self, driver, master):
         channel = driver.channel()
         (job,) = driver.submit()
