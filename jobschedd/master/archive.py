@@ -77,6 +77,7 @@ class Archive:
         """Put in what an old file lacks, a little at a time; whether there is more to do."""
         with self._writing() as database:
             if _has_index(database, "attempts_catalogue"):
+                database.execute("DROP INDEX IF EXISTS attempts_by_end")  # an older program has been here since
                 return False
             if rows := self._unlabelled(database):
                 update = f"UPDATE attempts SET labels = ? WHERE ({_IDENTITY}) = {_MARKS}"

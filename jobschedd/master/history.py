@@ -197,6 +197,8 @@ def _migrate(database: sqlite3.Connection) -> None:
         database.execute(_SCHEMA)
         database.execute(CATALOGUE)
     elif version == 1:
-        for column in _ADDED_IN_2:
+        # A program of version 1 that found a file of version 2 has written its own number into it, and no more.
+        there = {column for _, column, *_ in database.execute("PRAGMA table_info(attempts)")}
+        for column in sorted(set(_ADDED_IN_2) - there):
             database.execute(f"ALTER TABLE attempts ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
     database.execute(f"PRAGMA user_version = {VERSION}")

@@ -237,6 +237,19 @@ class TestFirstFormat:
         second.add([made_row(999)])
         assert len(jobs_of(Archive(old))) == 452
 
+    def test_a_file_of_ours_that_an_older_program_has_opened(self, path: str):
+        """It wrote its own version into it, and its index; for rows it found no room."""
+        stored(path, [made_row(1, labels=("gpu",))]).close()
+        with sqlite3.connect(path) as database:
+            database.executescript("CREATE INDEX attempts_by_end ON attempts (ended); PRAGMA user_version = 1")
+        database.close()
+        archive = stored(path, [made_row(2, labels=("gpu",))])
+        assert sorted(jobs_of(archive, label="gpu")) == ["1", "2"]
+        assert not archive.complete()
+        with sqlite3.connect(path) as database:
+            assert not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts_by_end'").fetchall()
+        database.close()
+
     def test_a_file_of_a_newer_version_is_left_alone(self, old: str):
         with sqlite3.connect(old) as database:
             database.execute("PRAGMA user_version = 99")
