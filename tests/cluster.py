@@ -133,12 +133,18 @@ class Daemon:
         return "READY=1" in self.notifications()
 
     def children(self) -> dict[str, psutil.Process]:
-        """Direct children by role: dispatcher, collector, "channel 1", redis. Zombies are left out."""
+        """Direct children by role: dispatcher, collector, "channel 1", redis.
+
+        Zombies are left out, and who was forked just now: it has its parent's title, or none, until it sets its own.
+        """
         found: dict[str, psutil.Process] = {}
         with contextlib.suppress(psutil.NoSuchProcess):
+            parent = _role(self.supervisor)
             for child in self.supervisor.children():
                 with contextlib.suppress(psutil.Error):
                     role = _role(child)
+                    if role in ("", parent):
+                        continue
                     assert role not in found, f"two children are called {role}:\n{describe([found[role], child])}"
                     found[role] = child
         return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -312,16 +313,28 @@ def read_ends(histories: Iterable[Path]) -> list[End]:
     """The final rows of the masters' histories; one that two masters wrote down alike counts once."""
     found: dict[tuple[str, str, int, str], End] = {}
     for path in histories:
+        for incarnation, job, attempt, outcome, cause in _final_rows(path):
+            found.setdefault((incarnation, job, attempt, outcome), End(job, attempt, outcome, cause))
+    return list(found.values())
+
+
+def _final_rows(path: Path) -> list[Any]:
+    """Of a file that somebody may just be creating: a moment later, a reader that may not write can read it."""
+    until = time.monotonic() + 2
+    while True:
+        too_late = time.monotonic() > until
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             if database.execute("SELECT name FROM sqlite_master WHERE name = 'attempts'").fetchone() is None:
-                continue  # just being created
+                return []
             query = "SELECT incarnation, job, attempt, outcome, cause FROM attempts WHERE final = 1 ORDER BY attempt"
-            for incarnation, job, attempt, outcome, cause in database.execute(query):
-                found.setdefault((incarnation, job, attempt, outcome), End(job, attempt, outcome, cause))
+            return database.execute(query).fetchall()
+        except sqlite3.OperationalError as error:
+            if too_late or not error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+                raise
+            time.sleep(0.01)
         finally:
             database.close()
-    return list(found.values())
 
 
 def read_records(client: redis.Redis, namespace: str, jobs: Sequence[str]) -> dict[str, Now]:
