@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import redis
 
@@ -11,14 +14,34 @@ from jobschedd.errors import StoreUnavailable
 from jobschedd.store.connect import blocking, connect, translated
 
 
+def _command(client: Any) -> None:
+    client.incr("counted-once")
+
+
+def _batch(client: Any) -> None:
+    with client.pipeline(transaction=False) as pipe:
+        pipe.incr("counted-once")
+        pipe.execute()
+
+
+def _transaction(client: Any) -> None:
+    """The library's own way: nothing of ours between it and the socket."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.incr("counted-once")
+        pipe.execute()
+
+
 @pytest.mark.parametrize("make", [connect, lambda config, name: blocking(config, name, 0.1)], ids=["plain", "blocking"])
 @pytest.mark.parametrize("where", [Where.BEFORE, Where.AFTER, Where.INSIDE])
-def test_a_command_is_sent_once(proxy, redis_server, make, where):
+@pytest.mark.parametrize(
+    ("ask", "cut_at"), [(_command, b"counted-once"), (_batch, b"counted-once"), (_transaction, b"EXEC")]
+)
+def test_a_command_is_sent_once(proxy, redis_server, make, ask: Callable[[Any], None], cut_at: bytes, where: Where):
     client = make(RedisConfig(url=proxy.url), "test")
     client.ping()
-    cut = proxy.cut(b"counted-once", where)
+    cut = proxy.cut(cut_at, where)
     with pytest.raises(StoreUnavailable), translated():
-        client.incr("counted-once")
+        ask(client)
     client.close()
     hit(cut)
     with redis_server.client() as admin:

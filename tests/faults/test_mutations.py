@@ -25,6 +25,14 @@ NOTLEADER = r"if call\('GET', KEY\.leader\) ~= ARGV\[2\] then return redis\.erro
 
 FENCED = sorted(path.name for path in PACKAGE.glob("store/lua/*.lua") if re.search(NOTLEADER, path.read_text()))
 TAKES_ALL = (r"redis\.call\('XDEL', keys\[1\], entry\) == 1", "redis.call('XDEL', keys[1], entry) >= 0")
+SENT_AGAIN = """
+            request = b"".join(map(_packed, commands))
+            try:
+                answers = line.exchange(request, len(commands))
+            except redis.ConnectionError:
+                line = self._take()
+                answers = line.exchange(request, len(commands))
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,12 @@ MUTATIONS = {
         "store/connect.py",
         r'"retry": Retry\(NoBackoff\(\), 0\),\n        "retry_on_error"',
         '"retry": Retry(NoBackoff(), 3),\n        "retry_on_error"',
+        ["tests/faults/test_library.py"],
+    ),
+    "our own way to the socket repeats commands": Mutation(
+        "store/direct.py",
+        r"\n            answers = line\.exchange\(.*\)\n",
+        SENT_AGAIN,
         ["tests/faults/test_library.py"],
     ),
     "a submit has no memory": Mutation(
