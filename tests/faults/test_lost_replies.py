@@ -334,9 +334,16 @@ def _renew(fleet: Fleet, where: Where) -> None:
     fleet.ran_once(fleet.submit(4))
 
 
+def _kill_channels(fleet: Fleet, *channels: str) -> None:
+    """The supervisor takes more and more time, a second at last, to replace one that is killed again and again."""
+    killed = {channel: fleet.slave.kill(channel) for channel in channels}
+    for channel, process in killed.items():
+        fleet.slave.successor(channel, of=process, within=10)
+
+
 def _register(fleet: Fleet, where: Where) -> None:
     cut = fleet.proxy.cut(REGISTER, where, client=CHANNEL)
-    fleet.slave.successor("channel 1", of=fleet.slave.kill("channel 1"))
+    _kill_channels(fleet, "channel 1")
     hit(cut)
     _two_channels(fleet)
     fleet.ran_once(fleet.submit(4), attempt=None)
@@ -345,7 +352,7 @@ def _register(fleet: Fleet, where: Where) -> None:
 def _leave(fleet: Fleet, where: Where) -> None:
     """A successor's goodbye for the dead channel process."""
     cut = fleet.proxy.cut(LEAVE, where, client=CHANNEL)
-    fleet.slave.successor("channel 1", of=fleet.slave.kill("channel 1"))
+    _kill_channels(fleet, "channel 1")
     hit(cut)
     _two_channels(fleet)
     fleet.ran_once(fleet.submit(4), attempt=None)
@@ -354,9 +361,7 @@ def _leave(fleet: Fleet, where: Where) -> None:
 def _requeue_left(fleet: Fleet, where: Where) -> None:
     cut = fleet.proxy.cut(script("requeue").sha, where, client=DISPATCHER)
     job = fleet.running(seconds=1)
-    killed = {channel: fleet.slave.kill(channel) for channel in ("channel 1", "channel 2")}
-    for channel, process in killed.items():
-        fleet.slave.successor(channel, of=process)
+    _kill_channels(fleet, "channel 1", "channel 2")
     hit(cut)
     _two_channels(fleet)
     fleet.until(lambda: fleet.ends(job), "it has ended")
