@@ -55,6 +55,8 @@ REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
 #: A walk over all records begins so often, in leases of a channel.
 AUDIT_EVERY = 2
+#: Seconds that duties may take before the bell is heard again.
+DUTIES_A_TURN = 1.0
 
 
 @dataclass
@@ -204,6 +206,7 @@ class Dispatcher:
             failpoint("dispatcher.configure.after")
             self._look_at_everything()
             failpoint("dispatcher.survey.after")
+            self._go_on()
         self._listen()
         self._fire_due()
         self._promote_due()
@@ -394,6 +397,7 @@ class Dispatcher:
         self._remember([info])
         self._see_leases(*self._moves.reap(self._leadership.fence, [incarnation]))
         self._open_and_close()
+        self._go_on()
 
     def _remember(self, channels: Iterable[ChannelInfo]) -> None:
         """For jobs that are meant for all nodes, those that are away included."""
@@ -439,14 +443,24 @@ class Dispatcher:
     # -- duties with a cadence --------------------------------------------------------------------------------
 
     def _keep_cadences(self) -> None:
+        """What is due. Over a slow line the rest comes in the next turn, so that the bell is heard meanwhile."""
         now = self._clock.boottime()
+        for cadence in self._due_cadences(now):
+            cadence.due = now + cadence.every
+            cadence.duty()
+            self._go_on()
+            if self._clock.boottime() - now > DUTIES_A_TURN:
+                return
+
+    def _due_cadences(self, now: float) -> list[Cadence]:
+        """Those that have been due for longest come first."""
+        due = []
         for cadence in self._cadences:
             if cadence.due == 0.0:
                 cadence.due = now + cadence.every
             elif now >= cadence.due:
-                cadence.due = now + cadence.every
-                self._go_on()
-                cadence.duty()
+                due.append(cadence)
+        return sorted(due, key=lambda cadence: cadence.due)
 
     def _read_schedules_again(self) -> None:
         if self._timetable is not None:
@@ -454,7 +468,7 @@ class Dispatcher:
 
     def _fire_due(self) -> None:
         if self._timetable is not None:
-            self._timetable.fire_due(self._leadership.fence)
+            self._timetable.fire_due(self._leadership.fence, self._go_on)
 
     def _promote_due(self) -> None:
         now = self._clock.boottime()
@@ -465,6 +479,7 @@ class Dispatcher:
             failpoint("dispatcher.promote.after")
             log.debug("due", promoted=promoted, expired=expired)
         self._due_at = now + min(SURVEY_EVERY, SURVEY_EVERY if soonest is None else soonest)
+        self._go_on()
 
     def _unblock(self) -> None:
         """Tell those that wait for ended jobs, a call's worth a turn: there may be a million of them."""
@@ -476,6 +491,7 @@ class Dispatcher:
         if answer.seen:
             failpoint("dispatcher.unblock.after")
             log.debug("unblocked", jobs=answer.unblocked, skipped=answer.skipped, ends_left=answer.left)
+        self._go_on()
 
     def _recheck_waiting(self) -> None:
         _, mended = self._moves.recheck(self._leadership.fence, CONDITIONS_PER_CHECK)

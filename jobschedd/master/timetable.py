@@ -9,7 +9,7 @@ fired late; what is later than a minute counts as missed, and the schedule's ``c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jobschedd.clock import Clock
 from jobschedd.errors import InvalidJob, QueueFull
@@ -154,17 +154,20 @@ class Timetable:
         """What we know may be wrong: read it again."""
         self._known = False
 
-    def fire_due(self, fence: str) -> None:
-        """Everything that is due. Raises NotTheLeader, StoreUnavailable."""
+    def fire_due(self, fence: str, go_on: Callable[[], None] = lambda: None) -> None:
+        """Everything that is due. Raises NotTheLeader, StoreUnavailable. ``go_on``: called now and then."""
         if self._clock.boottime() < self.due_at:
             return
+        go_on()
         if not self._known:
             self._read(fence)
+            go_on()
         now = self._clock.boottime()
         fires = self._due() + self._queued(now)
         for some in _calls(fires):
             if not self._known or not self._fire(fence, some):
                 return
+            go_on()
 
     def _read(self, fence: str) -> None:
         if self._owned_under != fence:
