@@ -678,11 +678,11 @@ class Dispatcher:
     def _dispatch(self) -> None:
         self._more_to_do = False
         for number in range(ROUNDS):
+            if number:
+                self._go_on()
             shares = self._placement.place(self._demands(), self._candidates(), JOBS_PER_CALL)
             if not shares:
                 return
-            if number:
-                self._go_on()
             assignments = [self._assignment(share) for share in shares]
             failpoint("dispatcher.dispatch.before")
             answers = self._send(assignments)
