@@ -5,6 +5,7 @@ Children get settings and open their own connections after the fork; nothing is 
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import os
@@ -17,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobschedd import logs
 from jobschedd.clock import SYSTEM_CLOCK
@@ -38,12 +39,16 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+Made = TypeVar("Made")
+
 #: What a channel may need beyond drain_timeout and term_grace to hand in its last results, in seconds.
 LAST_RESULTS = 5.0
 MASTER_STOP = 10.0
 SERVER_STOP = 30.0
 PROBE_PATIENCE = 20.0
 SHORTEST_KEEP_MS = 10_000
+#: Seconds between two looks for room on a full disk.
+ROOM_POLL = 0.5
 SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
 
 
@@ -445,12 +450,31 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
         return Knock(connect(config.connection, f"{config.node}/{name}/knock"))
 
     directory = os.path.join(config.state_dir, config.namespace, config.node)
-    try:
+
+    def new_channel() -> Channel:
         home = Home(directory, name)
-        channel = Channel(_channel_settings(config, name), home, open_store, context, knock=knock)
-    except OSError as error:
-        raise JobschedError(f"cannot keep this channel's files in {directory}: {error.strerror}") from error
-    return channel.run()
+        return Channel(_channel_settings(config, name), home, open_store, context, knock=knock)
+
+    channel = _once_there_is_room(new_channel, directory, context)
+    return 0 if channel is None else channel.run()
+
+
+def _once_there_is_room(make: Callable[[], Made], directory: str, context: ChildContext) -> Made | None:
+    """What ``make`` makes; None when told to stop before. Who died of a full disk again and again would be given up."""
+    told = False
+    while True:
+        try:
+            return make()
+        except OSError as error:
+            problem = f"cannot keep this channel's files in {directory}: {error.strerror}"
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise JobschedError(problem) from error
+        if not told:
+            log.error("waiting for room on the disk", cause=problem)
+        told = True
+        context.beat(f"waiting: {problem}")
+        if context.wait(ROOM_POLL) is not StopLevel.RUN:
+            return None
 
 
 def _channel_settings(config: Config, name: str) -> ChannelSettings:

@@ -78,7 +78,8 @@ def test_of_a_node(cluster, ledger, redis_server, disk):
         large = [client.submit(["head", "-c", "200000", "/dev/zero"]) for _ in range(4)]
         let_pass(2)
         slave.successor("channel 1", of=slave.kill("channel 1"), within=10)
-        let_pass(1)
+        let_pass(3)
+        assert "GIVEN UP" not in slave.log() and "waiting for room on the disk" in slave.log()
         full.free()
         client.wait(large, timeout=30)
         assert {job.outcome for job in large} == {"succeeded"}

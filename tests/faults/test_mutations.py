@@ -112,8 +112,8 @@ MUTATIONS = {
     ),
     "one condition that holds is enough": Mutation(
         "store/lua/unblock.lua",
-        r" and call\('EXISTS', BASE \.\. 'awaits:' \.\. id\) == 0",
-        "",
+        r"if left == 0 then",
+        "if left then",
         ["tests/store/test_unblock.py", "tests/store/test_shape_model.py"],
     ),
     "what was meant for an earlier time of waiting counts": Mutation(
