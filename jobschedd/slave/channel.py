@@ -163,7 +163,7 @@ class Channel:
         self._foreign: dict[str, str] = {}  # entries of data that were given up, and the identity of those
         self._waiting_for = ""  # our announcement that the master has not taken in yet
         self._said_window = _UNKNOWN
-        self._window_filled = False  # by the orders received since the last report call
+        self._filled = 0  # the window, where the orders received since the last report call have filled it
         self._pause_until = 0.0
         self._tick_due = 0.0
         self._level = RUN
@@ -475,7 +475,7 @@ class Channel:
             self._said = None
         slots_before = self._executor.extra_slots
         self._executor.accept(orders)
-        self._window_filled = self._unanswered() >= self._said_window
+        self._filled = max(0, self._said_window) if self._unanswered() >= self._said_window else 0
         if self._executor.extra_slots != slots_before:
             self._said_window = _UNKNOWN  # whoever sent them took their slots off it
         for hint in hints:
@@ -686,7 +686,7 @@ class Channel:
         count = _within(MOST_BYTES, self._outgoing)
         batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         self._reporting = batch
-        self._window_filled = False
+        self._filled = 0
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
         failpoint("channel.report.sent")
@@ -694,16 +694,13 @@ class Channel:
     def _may_gather(self) -> bool:
         """While more is about to end, reports wait a few milliseconds for each other; a lone one goes at once.
 
-        Where the master keeps the window full, more jobs wait, and half a window at a time is soon enough to ask for
-        them. Else reports go at once without which the channel would soon have nothing to do.
+        So do those without which the channel would soon have nothing to do: they make room for more.
         """
         if self._level != RUN or not self._executor.busy or len(self._outgoing) >= MOST_GATHERED:
             return False
-        if self._window_filled:
-            enough = 2 * len(self._outgoing) >= self._said_window
-        else:
-            enough = self._executor.orders <= self.settings.slots + self._window.prefetch() // 4
-        return not enough and self._clock.boottime() < self._reported_at + GATHER
+        if self._window.is_running_dry(self._executor.orders, len(self._outgoing), self._filled):
+            return False
+        return self._clock.boottime() < self._reported_at + GATHER
 
     def _unanswered(self) -> int:
         """Entries in our dispatch stream, as far as we know."""

@@ -49,3 +49,15 @@ class Window:
         if longest_running > self._seconds:
             return self._slots
         return self._slots + self.prefetch()
+
+    def is_running_dry(self, orders: int, unsaid: int, filled: int) -> bool:
+        """Whether ends must be said now, lest the slots soon have nothing to do.
+
+        ``orders``: in hand, those that run included; ``unsaid``: ends that were not said yet; ``filled``: the window,
+        where it has been full since the last time (then more jobs wait, and half of it at a time is soon enough to ask
+        for them, as long as every slot has another to go on with), else 0.
+        """
+        reserve = orders - self._slots
+        if filled:
+            return reserve <= 0 or 2 * unsaid >= filled
+        return reserve <= self.prefetch() // 4

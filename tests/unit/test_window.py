@@ -80,3 +80,32 @@ def test_never_below_the_slots_nor_beyond_the_time(slots, durations, longest):
     assert prefetch == 0 or prefetch & (prefetch - 1) == 0, "a power of two"
     if durations and prefetch:
         assert prefetch * min(durations) / slots <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_without_a_reserve_every_end_is_said_at_once(slots: int):
+    window = used(10.0, slots=slots)
+    assert window.prefetch() == 0
+    assert window.is_running_dry(slots - 1, unsaid=1, filled=slots)
+    assert window.is_running_dry(slots - 1, unsaid=1, filled=0)
+
+
+def test_where_the_window_was_full_half_of_it_is_said_at_a_time():
+    window = used(0.002, slots=2)
+    full = window.size(0.0)
+    assert full > 20
+    assert not window.is_running_dry(full - 1, unsaid=1, filled=full)
+    assert not window.is_running_dry(full - full // 2 + 1, unsaid=full // 2 - 1, filled=full)
+    assert window.is_running_dry(full // 2, unsaid=(full + 1) // 2, filled=full)
+
+
+def test_a_full_window_is_no_excuse_for_an_idle_slot():
+    window = used(0.002, slots=2)
+    assert window.is_running_dry(2, unsaid=1, filled=window.size(0.0))
+
+
+def test_where_it_was_not_full_ends_are_said_while_a_quarter_of_the_reserve_is_left():
+    window = used(0.002, slots=2)
+    quarter = 2 + window.prefetch() // 4
+    assert not window.is_running_dry(quarter + 1, unsaid=5, filled=0)
+    assert window.is_running_dry(quarter, unsaid=1, filled=0)
