@@ -80,8 +80,7 @@ class Direct(redis.Redis):
             if line.is_usable():
                 return line
             line.close()
-        pool: Any = self.connection_pool
-        return _Line(pool.make_connection())
+        return _Line(new_connection(self))
 
 
 class _Batch(Pipeline):
@@ -102,6 +101,15 @@ class _Batch(Pipeline):
             answer if isinstance(answer, RedisError) else self._client._shaped(args, options, answer)
             for (args, options), answer in zip(commands, answers, strict=True)
         ]
+
+
+def new_connection(client: redis.Redis) -> Any:
+    """A connection of its own with the client's settings, not opened yet.
+
+    Not by the pool's ``make_connection``: the pool counts those until it has given a hundred, and never gets ours back.
+    """
+    pool: Any = client.connection_pool
+    return pool.connection_class(**pool.connection_kwargs)
 
 
 class _Line:

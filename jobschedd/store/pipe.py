@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from jobschedd.clock import Clock
 from jobschedd.errors import JobschedError, StoreUnavailable
 from jobschedd.store.connect import translate, translated
+from jobschedd.store.direct import new_connection
 
 #: An answer, or the error that the server gave instead.
 OnAnswer = Callable[[Any], None]
@@ -36,8 +37,7 @@ class Pipe:
         """Connect (this blocks, at most for the client's connect time-out). Raises StoreUnavailable, StoreRefused."""
         self._clock = clock
         with translated():
-            pool: Any = client.connection_pool
-            self._connection: Any = pool.make_connection()
+            self._connection: Any = new_connection(client)
             self._connection.connect()
         self._socket: socket.socket = self._connection._sock
         self._socket.setblocking(False)

@@ -9,9 +9,11 @@ import pytest
 import redis
 
 from fault_proxy import Where, hit
+from jobschedd.clock import SYSTEM_CLOCK
 from jobschedd.config import RedisConfig
 from jobschedd.errors import StoreUnavailable
 from jobschedd.store.connect import blocking, connect, translated
+from jobschedd.store.pipe import Pipe
 
 
 def _command(client: Any) -> None:
@@ -55,3 +57,24 @@ def test_the_server_is_told_which_library_this_is(redis_server):
     assert about["name"] == "jobschedd:test"
     if "lib-ver" in about:  # Redis 7.2, Valkey
         assert (about["lib-name"], about["lib-ver"]) == ("redis-py", redis.__version__)
+
+
+@pytest.mark.parametrize("ask", [_command, _batch, _transaction])
+def test_an_outage_may_take_any_number_of_attempts(redis_server, ask: Callable[[Any], None]):
+    """The library counts the connections that its pool gives out: after a hundred, a master never came back."""
+    client = connect(RedisConfig(url=redis_server.url), "test")
+    ask(client)
+    redis_server.stop()
+    for _ in range(150):
+        with pytest.raises(StoreUnavailable, match=r"Connection refused|No such file|closed"), translated():
+            ask(client)
+    redis_server.start()
+    ask(client)
+    client.close()
+
+
+def test_a_channel_may_connect_any_number_of_times(redis_server):
+    client = connect(RedisConfig(url=redis_server.url), "test")
+    for _ in range(150):
+        Pipe(client, SYSTEM_CLOCK).close()
+    client.close()
