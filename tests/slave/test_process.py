@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import resource
@@ -674,6 +675,7 @@ class TestListening:
 class TestMany:
     def test_two_thousand_leave_nothing(self, station):
         station.run("true")
+        gc.collect()  # what other tests have left open is not closed in between, and counted
         descriptors = os.listdir("/proc/self/fd")
         left = 2000
 
@@ -686,7 +688,7 @@ class TestMany:
 
         station.until(feed, within=60)
         assert all(result.outcome is Outcome.SUCCEEDED for result in station.results.values())
-        assert os.listdir("/proc/self/fd") == descriptors
+        assert set(os.listdir("/proc/self/fd")) <= set(descriptors)
         assert offspring() == []
 
 
