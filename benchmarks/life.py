@@ -5,10 +5,12 @@ No daemon runs, so what is counted or timed is the moves alone. ``tests/store/te
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.counters import Cost, counted
+from benchmarks.environments import ROOT
 from jobschedd.job import Outcome, Report, ReportKind, Result, encode
 from jobschedd.store.moves import Verb
 
@@ -89,3 +91,19 @@ class Life:
 
     def _forget(self) -> None:
         self.driver.moves.delete_collected(self.collected)
+
+
+def costs_of_moves(jobs: int) -> dict[str, Cost]:
+    """Those of one life on a server of its own."""
+    sys.path.append(str(ROOT / "tests"))
+    from redis_server import RedisServer
+    from store_driver import Driver
+
+    server = RedisServer().start()
+    driver = Driver(server)
+    try:
+        driver.lead()
+        return Life(driver, jobs).run()
+    finally:
+        driver.close()
+        server.close()

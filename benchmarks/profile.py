@@ -6,7 +6,6 @@ The journey is of lone jobs on an idle system, told by the server's MONITOR: whi
 from __future__ import annotations
 
 import argparse
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,16 +16,10 @@ from typing import Any
 import psutil
 
 from benchmarks.counters import Cost, counted
-from benchmarks.environments import ROOT
 from benchmarks.lab import Lab, lab, wait_until
-from benchmarks.life import Life
+from benchmarks.life import costs_of_moves
 from benchmarks.own import NOOP, TRUE
 from jobschedd.store.scripts import REPORT, script
-
-sys.path.append(str(ROOT / "tests"))
-
-from redis_server import RedisServer
-from store_driver import Driver
 
 Figures = dict[str, Any]
 FUNCTIONS, COMMANDS, SAMPLES = 40_000, 3000, 300
@@ -116,19 +109,8 @@ def _live(made: Lab, item: dict[str, Any], jobs: int) -> float:
 
 def _moves(runs: int) -> dict[str, Figures]:
     """Of each move, called once for a thousand jobs, per job."""
-    lives = [_life() for _ in range(runs)]
+    lives = [costs_of_moves(BATCH) for _ in range(runs)]
     return {move: _told([life[move] for life in lives]) for move in lives[0]}
-
-
-def _life() -> dict[str, Cost]:
-    server = RedisServer().start()
-    driver = Driver(server)
-    try:
-        driver.lead()
-        return Life(driver, BATCH).run()
-    finally:
-        driver.close()
-        server.close()
 
 
 def _told(costs: list[Cost]) -> Figures:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from benchmarks.counters import Cost, counted
-from benchmarks.life import NOOP, Life
-from redis_server import RedisServer
-from store_driver import Driver
+from benchmarks.life import NOOP, costs_of_moves
 
 JOBS = 1000
 
@@ -31,14 +29,7 @@ class Bound:
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Cost]:
     """Of each move. Counted once for the module."""
-    server = RedisServer().start()
-    driver = Driver(server)
-    try:
-        driver.lead()
-        return Life(driver, JOBS).run()
-    finally:
-        driver.close()
-        server.close()
+    return costs_of_moves(JOBS)
 
 
 #: A handful of commands come with the call, the rest with each job.
