@@ -37,7 +37,6 @@ from jobschedd.limits import Limits, Rate
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
-from jobschedd.store.served import served
 from jobschedd.store.survey import Kept, Survey, read_kept
 from jobschedd.store.views import NO_RECORD, ArrayCounts, ChannelView, Counts, JobView, NodeView, WorkflowView, by_node
 
@@ -544,10 +543,6 @@ class Inspect:
     def kept(self) -> list[Kept]:
         """The channels that are kept for jobs which need much."""
         return Survey(self.client, self.keys).kept()
-
-    def served(self, target: Target) -> bool:
-        """Whether a channel has ever been seen that a job for ``target`` could run on."""
-        return served(self.client, self.keys, target, self.channels)
 
     def nameable_hooks(self) -> set[str]:
         """The hooks that the leading master lets jobs name."""

@@ -139,11 +139,11 @@ def test_whether_a_target_was_ever_served(client: Client, target: Target, served
     register(client, "a" * 16, "n1", "1", labels=["gpu"])
     register(client, "b" * 16, "n1", "2")
 
-    assert client.inspect.served(target) is served
+    assert client.session.served(target) is served
 
 
 def test_where_nothing_was_ever_seen_nothing_is_served(client: Client):
-    assert not client.inspect.served(Target())
+    assert not client.session.served(Target())
 
 
 def test_active_jobs_are_found_by_their_streams(client: Client):
@@ -183,6 +183,6 @@ def test_a_foreign_subscriber_is_a_channel_without_a_node(client: Client):
         ("2", "down", 0, 1, "pubsub"),
     ]
     assert client.nodes() == []
-    assert client.inspect.served(Target(channel="2"))
-    assert not client.inspect.served(Target(channel="3"))
+    assert client.session.served(Target(channel="2"))
+    assert not client.session.served(Target(channel="3"))
     listener.close()
