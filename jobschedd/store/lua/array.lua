@@ -40,7 +40,8 @@ end
 
 -- Whether a marker stands rightly in the list of this class and priority.
 function array.waits_in(r, class, priority)
-  return has(r.flags, ARRAY) and r.class == class and r.priority == priority and (r.state == RUNNING or r.state == PENDING)
+  return has(r.flags, ARRAY) and r.class == class and r.priority == priority
+    and (r.state == RUNNING or r.state == PENDING)
 end
 
 -- Whether every task of it has a place, and waits there by itself.

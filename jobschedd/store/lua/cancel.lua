@@ -24,5 +24,5 @@ for at = 3, #ARGV do
   end
   replies[#replies + 1] = reply
 end
-drop_what_is_left()
+drop_what_was_left()
 return replies

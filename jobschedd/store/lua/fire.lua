@@ -69,7 +69,7 @@ local function fire(name, state, at, time)
     for _, older in ipairs(times) do note(name, state, 'replaced', older) end
     let_wait(state, {})
     local gone = not id or request_end(id, rec, r, tonumber(ARGV[at + 8]), now) == 1
-    drop_what_is_left()
+    drop_what_was_left()
     if gone then return submit(name, state, at, time) end
     let_wait(state, {time})
     return {'queued', id}

@@ -10,7 +10,8 @@ local MANY_WAITERS = 4294967295
 local NOBODY = string.rep('\0', 8)
 local INBOX_TTL = 600000
 local call = redis.call
-local byte, char, sub, match, pack, unpack_struct = string.byte, string.char, string.sub, string.match, struct.pack, struct.unpack
+local byte, char, sub, match = string.byte, string.char, string.sub, string.match
+local pack, unpack_struct = struct.pack, struct.unpack
 -- What array.lua adds: everything about job arrays.
 local array = {}
 
@@ -171,8 +172,8 @@ local function tell_dependents(parent, outcome, dependents)
 end
 
 -- While a job waits for others, its entry says when it is due by a time of its own (0: it has none), and which time
--- of waiting this is: what was meant for an earlier one does not count. In place of an incarnation it counts for how many
--- it waits still, so that awaits:<id> may be lost. Returns when it is due.
+-- of waiting this is: what was meant for an earlier one does not count. In place of an incarnation it counts for how
+-- many it waits still, so that awaits:<id> may be lost. Returns when it is due.
 local function forget_waiting(id, r)
   call('DEL', BASE .. 'awaits:' .. id)
   call('ZREM', BASE .. 'waiting', id)
@@ -205,8 +206,8 @@ end
 -- The end of a job of which nothing else need be undone or told; ``keep`` (ms, as text) is more than 0.
 local function finish_plain(id, rec, waiter, attempt, spec_length, outcome, result, keep, now)
   call('SET', BASE .. 'job:' .. id,
-    sub(rec, 1, 24) .. char(DONE, outcome) .. sub(rec, 27, 32) .. pack('<I6', now) .. sub(rec, 39, 60 + spec_length) .. result,
-    'PX', keep)
+    sub(rec, 1, 24) .. char(DONE, outcome) .. sub(rec, 27, 32) .. pack('<I6', now)
+      .. sub(rec, 39, 60 + spec_length) .. result, 'PX', keep)
   tell_hooks(id, attempt, outcome)
   wake(id, waiter)
 end
@@ -366,7 +367,8 @@ local function register(one, parent, r)
 end
 
 -- What a job waits for, by {'12:ok', ...}: the number of this time of waiting, nil where nothing keeps it, and for how
--- many. new: ids whose records come with this call. What can never be met skips the job when the dispatcher looks at it.
+-- many. new: ids whose records come with this call. What can never be met skips the job when the dispatcher looks at
+-- it.
 local function await_all(id, conditions, new, now)
   local number, count = nil, 0
   for _, one in ipairs(conditions) do
@@ -388,20 +390,21 @@ local function await_all(id, conditions, new, now)
 end
 
 -- Many may leave one list in one call: its tombstones are dropped at the end of it.
-local left = {}
+local lists_left = {}
 local function leave_list(class, priority)
-  left[class] = left[class] or {}
-  left[class][priority] = true
+  lists_left[class] = lists_left[class] or {}
+  lists_left[class][priority] = true
 end
 
-local function drop_what_is_left()
-  for class, priorities in pairs(left) do
+local function drop_what_was_left()
+  for class, priorities in pairs(lists_left) do
     for priority in pairs(priorities) do drop_tombstones(class, priority) end
   end
-  left = {}
+  lists_left = {}
 end
 
--- Somebody wants the end of a job that has not ended (drop_what_is_left is to follow): 1 cancelled, or 2 asked of the channel that has it.
+-- Somebody wants the end of a job that has not ended: 1 cancelled, or 2 asked of the channel that has it. After the
+-- last of these in a call drop_what_was_left is to follow.
 local function request_end(id, rec, r, keep, now)
   if r.state == DISPATCHED or r.state == RUNNING then
     if not has(r.flags, CANCEL_REQUESTED) then

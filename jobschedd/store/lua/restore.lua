@@ -45,7 +45,8 @@ local function restore(at)
   local rec = waits_in_array and array.bring_forth(id, now) or call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
   if rec and (not r or is_superseded(r, attempt, entry)) then return 0 end
-  if r and r.attempt == attempt and is_entry(entry, r.entry_time, r.entry_number) and has_entry(incarnation, entry) then return 0 end
+  local is_known = r and r.attempt == attempt and is_entry(entry, r.entry_time, r.entry_number)
+  if is_known and has_entry(incarnation, entry) then return 0 end
   if r then spec = string.sub(rec, 61, 60 + r.spec_length) end
   local terms = ARGV[at + 11] ~= '' and cjson.decode(ARGV[at + 11])
   local gpus = table.concat(terms and terms.g or {}, ',')

@@ -43,7 +43,8 @@ for at = 2, #ARGV, 2 do
     if r.attempt == 0 then time, awaited = await_all(id, conditions_of(rec, r), {}, now) end
     call('SET', key, string.sub(rec, 1, 2) .. struct.pack('<BB', 0, 0) .. string.sub(rec, 5, 8) .. struct.pack('<I4', 0)
       .. string.sub(rec, 13, 18) .. struct.pack('<I6', 0)
-      .. middle(time and WAITING or PENDING, 0, flags, r.attempt, now, time and awaited_bytes(awaited) or NOBODY, 0, time or 0)
+      .. middle(time and WAITING or PENDING, 0, flags, r.attempt, now,
+        time and awaited_bytes(awaited) or NOBODY, 0, time or 0)
       .. string.sub(rec, 57, 60 + r.spec_length))
     if not time then make_pending(r.class, r.priority, {id}, false) end
     reply = time and 5 or 1
