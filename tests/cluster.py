@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from redis_server import RedisServer, die_with_parent, wait_until
+from redis_server import RedisServer, die_with_parent, hold, wait_until
 
 #: In the environment of every process that a test started, however indirectly.
 TOKEN = "JOBSCHED_TEST_TOKEN"
@@ -165,8 +165,10 @@ class Daemon:
         return self.signal(role, signal.SIGKILL)
 
     def pause(self, role: str) -> psutil.Process:
-        """SIGSTOP."""
-        return self.signal(role, signal.SIGSTOP)
+        """SIGSTOP, until all of it stands still."""
+        target = self.supervisor if role == "supervisor" else self.child(role)
+        hold(target.pid)
+        return target
 
     def resume(self, role: str) -> psutil.Process:
         """SIGCONT."""

@@ -49,6 +49,22 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
+def hold(pid: int) -> None:
+    """SIGSTOP, until every thread stands still.
+
+    One thread takes the signal and stops the others: until that one gets a processor, the others go on.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: set(_thread_states(pid)) <= set("TtZX"), 10, f"every thread of {pid} stands still", every=0.001)
+
+
+def _thread_states(pid: int) -> Iterator[str]:
+    """A letter a thread, as proc_pid_stat(5) has it; those that end meanwhile are left out."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield stat.read_text().rpartition(") ")[2][0]
+
+
 class RedisServer:
     """One server on a Unix socket in a directory of its own, with a TCP port on the loopback if wanted."""
 
@@ -120,7 +136,8 @@ class RedisServer:
 
     def pause(self) -> None:
         """SIGSTOP: it accepts connections and answers nothing."""
-        self._signal(signal.SIGSTOP)
+        assert self.process is not None
+        hold(self.process.pid)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -7,7 +7,6 @@ collector starts over, the channel reconnects. At the end the oracle compares th
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -373,13 +372,13 @@ def _requeue_lost(fleet: Fleet, where: Where) -> None:
     jobs = [fleet.running(seconds=2) for _ in range(2)]
     cut = fleet.proxy.cut(script("requeue").sha, where, client=DISPATCHER)
     for channel in ("channel 1", "channel 2"):
-        fleet.slave.signal(channel, signal.SIGSTOP)
+        fleet.slave.pause(channel)
     try:
         hit(cut)
         fleet.until(lambda: all(job.state == "pending" for job in jobs), "both are pending again")
     finally:
         for channel in ("channel 1", "channel 2"):
-            fleet.slave.signal(channel, signal.SIGCONT)
+            fleet.slave.resume(channel)
     for job in jobs:
         fleet.until(lambda job=job: fleet.ends(job), "it has ended")
         assert fleet.starts(job) == [1, 2] and fleet.ends(job) == ["succeeded"]
