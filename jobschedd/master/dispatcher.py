@@ -188,12 +188,15 @@ class Dispatcher:
             self._guard.check()
         if self._timetable is not None:
             self._timetable.present()
+        led_as = self._leadership.fence
         if not self._leadership.hold():
             if self._surveyed:
                 self._ring_for_everything()
             self._forget()
             wait(STANDBY_POLL)
             return "standing by"
+        if self._leadership.fence != led_as:
+            self._forget()  # another may have led in between, and have heard what we do not know
         self._note_answer()
         if self._guard is not None and self._guard.rebuilding:
             self._load_functions()

@@ -327,6 +327,21 @@ class TestLead:
         heir.dispatch(1)
         assert channel.jobs() == [job]
 
+    def test_what_another_heard_in_its_sleep_is_seen(self, driver, master, make_master, clock):
+        """Another led and is gone again before it wakes: under its new epoch it looks at everything."""
+        driver.client.delete(driver.keys.leader)
+        heir = make_master("m2")
+        heir.dispatch()
+        channel = driver.channel()
+        heir.dispatch()
+        assert driver.client.llen(driver.keys.bell) == 0
+        driver.moves.release_lead("m2")
+        clock.advance(20)  # the lead lasts ten seconds
+        (job,) = driver.submit()
+        assert master.dispatch(1).startswith("leading")
+        assert driver.moves.leader() == "m1:3"
+        assert channel.jobs() == [job]
+
     def test_a_turn_over_a_slow_line_keeps_the_lead(self, driver, make_master, clock):
         """It takes longer than the lead lasts and its supervisor is patient: between two calls it sees to both."""
         driver.channel()
