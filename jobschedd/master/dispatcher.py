@@ -8,7 +8,6 @@ any doubt it is read anew. The jobs themselves never pass through this process: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from jobschedd.clock import Clock
 from jobschedd.errors import DataLost, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
@@ -18,6 +17,8 @@ from jobschedd.logs import get_logger
 from jobschedd.master.auditor import Auditor
 from jobschedd.master.bounds import PLACE, USED, Bounds
 from jobschedd.master.budgets import LOOK_EVERY, Budgets
+from jobschedd.master.cadences import Cadences
+from jobschedd.master.draining import Draining
 from jobschedd.master.guard import Guard
 from jobschedd.master.keeping import Keeping, shortage
 from jobschedd.master.leadership import Leadership
@@ -26,7 +27,7 @@ from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
 from jobschedd.store.bell import BELL_LIMIT, Bell
 from jobschedd.store.moves import Assignment, Dispatched, LeaseState, Moves, Requeued
-from jobschedd.store.survey import ChannelInfo, Drain, Head, Survey, groups_among
+from jobschedd.store.survey import ChannelInfo, Head, Survey
 
 log = get_logger(__name__)
 
@@ -55,17 +56,6 @@ REBUILD_PAUSE = 0.1
 LONGEST_BACK_OFF = 2.0
 #: A walk over all records begins so often, in leases of a channel.
 AUDIT_EVERY = 2
-#: Seconds that duties may take before the bell is heard again.
-DUTIES_A_TURN = 1.0
-
-
-@dataclass
-class Cadence:
-    """A duty with a period: next-due times, not modulo."""
-
-    every: float
-    duty: Callable[[], None]
-    due: float = 0.0
 
 
 class Dispatcher:
@@ -120,8 +110,7 @@ class Dispatcher:
         self._full_nodes: set[str] = set()  # nodes with a channel that a limit closes
         self._remembered: dict[str, tuple[str, ...]] = {}
         self._left: set[str] = set()  # incarnations whose entries wait to be taken back
-        self._drained: dict[str, Drain] = {}
-        self._paused_groups: frozenset[str] = frozenset()
+        self._draining = Draining(moves, survey, JOBS_PER_CALL)
         self._said_kept = False  # that channels are kept, in Redis
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
@@ -136,23 +125,24 @@ class Dispatcher:
         self._doing = "leading: looks at everything"
         every = AUDIT_EVERY * lease
         self._auditor = Auditor(moves, clock, every=every, grace=lease, keep_ms=keep_ms)
-        self._auditing = Cadence(every, self._audit)
-        self._cadences = [
-            self._auditing,
-            Cadence(reap_scan, self._reap),
-            Cadence(reap_scan, self._repeat_hints),
-            Cadence(reap_scan, self._keep_deadlines),
-            Cadence(reap_scan, self._recover_gone),
-            Cadence(reap_scan, self._take_in_announcements),
-            Cadence(SURVEY_EVERY, self._look_at_everything),
-            Cadence(RECHECK_EVERY, self._recheck_waiting),
-            Cadence(CHECK_EVERY, self._check),
-            Cadence(LOOK_EVERY, self._look_after_memory),
-        ]
+        self._cadences = Cadences(clock, self._go_on)
+        self._auditing = self._cadences.add(every, self._audit)
+        for duty in (
+            self._reap,
+            self._repeat_hints,
+            self._keep_deadlines,
+            self._recover_gone,
+            self._take_in_announcements,
+        ):
+            self._cadences.add(reap_scan, duty)
+        self._cadences.add(SURVEY_EVERY, self._look_at_everything)
+        self._cadences.add(RECHECK_EVERY, self._recheck_waiting)
+        self._cadences.add(CHECK_EVERY, self._check)
+        self._cadences.add(LOOK_EVERY, self._look_after_memory)
         if ageing:
-            self._cadences.append(Cadence(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages))
+            self._cadences.add(min(LONGEST_AGEING_SCAN, ageing / 4), self._see_ages)
         if keep_after:
-            self._cadences.append(Cadence(min(SURVEY_EVERY, keep_after / 4), self._keep_channels))
+            self._cadences.add(min(SURVEY_EVERY, keep_after / 4), self._keep_channels)
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -214,7 +204,7 @@ class Dispatcher:
         self._fire_due()
         self._promote_due()
         self._unblock()
-        self._keep_cadences()
+        self._cadences.keep()
         self._take_back()
         self._dispatch()
         self._doing = f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
@@ -283,7 +273,7 @@ class Dispatcher:
         self._classes = self._survey.classes()
         self._pending = self._survey.pending()
         self._go_on()
-        self._read_drains()
+        self._draining.read()
         self._heal()
         self._go_on()
         self._bounds.set(self._survey.limits())
@@ -299,7 +289,7 @@ class Dispatcher:
         self._channels = views
         self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
         self._open_and_close()
-        self._acknowledge_drains()
+        self._draining.acknowledge(self._leadership.fence)
         self._go_on()
         self._due_at = 0.0
         self._read_schedules_again()
@@ -330,7 +320,7 @@ class Dispatcher:
         if self._more_to_do or self._to_unblock:
             return 0.0
         now = self._clock.boottime()
-        soonest = min(self._due_at or now, *(cadence.due for cadence in self._cadences))
+        soonest = min(self._due_at or now, self._cadences.soonest)
         if self._timetable is not None:
             soonest = min(soonest, self._timetable.due_at)
         if next_start := self._bounds.tick(now):
@@ -365,9 +355,9 @@ class Dispatcher:
                 self._bounds.set(self._survey.limits())
                 self._fill_again()
             case ["d"]:
-                self._read_drains()
+                self._draining.read()
                 self._open_and_close()
-                self._acknowledge_drains()
+                self._draining.acknowledge(self._leadership.fence)
             case _:
                 log.warning("the bell rang something unknown", heard=":".join(message)[:80])
 
@@ -428,42 +418,9 @@ class Dispatcher:
 
     def _open_and_close(self) -> None:
         for view in self._channels.values():
-            view.open = view.window >= 0 and not self._drains_of(view) and view.node != ""
-
-    def _read_drains(self) -> None:
-        self._drained = self._survey.drains()
-        self._paused_groups = groups_among(self._drained)
-
-    def _drains_of(self, view: ChannelView) -> list[Drain]:
-        names = (view.node, view.name, f"{view.node}/{view.name}")
-        return [self._drained[name] for name in names if name in self._drained]
-
-    def _acknowledge_drains(self) -> None:
-        """From now on nothing new goes there: whoever waits until a node is empty may believe what he sees."""
-        if unheard := [name for name, drain in self._drained.items() if not drain.heard]:
-            self._moves.hear_drains(self._leadership.fence, unheard)
+            view.open = view.window >= 0 and not self._draining.of(view) and view.node != ""
 
     # -- duties with a cadence --------------------------------------------------------------------------------
-
-    def _keep_cadences(self) -> None:
-        """What is due. Over a slow line the rest comes in the next turn, so that the bell is heard meanwhile."""
-        now = self._clock.boottime()
-        for cadence in self._due_cadences(now):
-            cadence.due = now + cadence.every
-            cadence.duty()
-            self._go_on()
-            if self._clock.boottime() - now > DUTIES_A_TURN:
-                return
-
-    def _due_cadences(self, now: float) -> list[Cadence]:
-        """Those that have been due for longest come first."""
-        due = []
-        for cadence in self._cadences:
-            if cadence.due == 0.0:
-                cadence.due = now + cadence.every
-            elif now >= cadence.due:
-                due.append(cadence)
-        return sorted(due, key=lambda cadence: cadence.due)
 
     def _read_schedules_again(self) -> None:
         if self._timetable is not None:
@@ -516,19 +473,7 @@ class Dispatcher:
             self._budgets.look(self._leadership.fence)
 
     def _keep_deadlines(self) -> None:
-        """Drains whose time is over: what still runs there is asked to end, again and again until it has."""
-        for view in self._channels.values():
-            for drain in self._drains_of(view) if view.entries else ():
-                if drain.deadline is not None and drain.then != "wait":
-                    self._interrupt(view, drain.deadline, drain.then)
-
-    def _interrupt(self, view: ChannelView, deadline: float, then: str) -> None:
-        fence, deadline_ms = self._leadership.fence, round(deadline * 1000)
-        asked = self._moves.interrupt(fence, view.incarnation, deadline_ms, then, JOBS_PER_CALL)
-        if asked:
-            failpoint("dispatcher.interrupt.after")
-            log.info("drain: time is over", channel=f"{view.node}/{view.name}", then=then, jobs=asked)
-        self._go_on()
+        self._draining.keep_deadlines(self._leadership.fence, self._channels.values(), self._go_on)
 
     def _reap(self) -> None:
         """Look for incarnations whose lease is gone."""
@@ -735,7 +680,7 @@ class Dispatcher:
             if count <= 0 or self._bounds.waits(job_class):
                 continue
             target = self._classes.get(job_class) or self._target_of(job_class, priority)
-            if target is not None and target.group not in self._paused_groups:
+            if target is not None and target.group not in self._draining.paused_groups:
                 aged = self._aged.get((job_class, priority), 0)
                 demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged))
         return demands

@@ -13,7 +13,7 @@ from typing import Any
 from jobschedd.failpoints import failpoint
 from jobschedd.logs import get_logger
 from jobschedd.master.collector import Collector
-from jobschedd.master.dispatcher import Cadence, Dispatcher
+from jobschedd.master.dispatcher import Dispatcher
 from jobschedd.master.placement import ChannelView, Demand
 from jobschedd.store.moves import Assignment, Dispatched
 from jobschedd.store.publishing import AnswerStream, Publication, Published, Publishing
@@ -57,7 +57,7 @@ class Publisher(Dispatcher):
         self._resend = resend
         self._wires = {name: Wire(name, "", name, window=FOREIGN_WINDOW) for name in channels}
         self._doubtful = False  # whether this pass is about channels where nobody was subscribed
-        self._cadences.append(Cadence(common["reap_scan"], self._give_up_unanswered))
+        self._cadences.add(common["reap_scan"], self._give_up_unanswered)
 
     # -- what changed -----------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class Publisher(Dispatcher):
         super()._open_and_close()
         for wire in self._wires.values():
             self._learn_servers(wire)
-            wire.open = not self._drains_of(wire)
+            wire.open = not self._draining.of(wire)
 
     def _learn_servers(self, wire: Wire) -> None:
         """Who of ours serves this name. Several get every message, so that only what they share can be promised."""
