@@ -172,11 +172,15 @@ def _mutant(directory: Path, mutation: Mutation | None) -> Path:
 
 
 def _run(directory: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The tests, against whatever package lies in ``directory``."""
+    """The tests, against whatever package lies in ``directory``: the checkout itself must not come before it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "FAULTS_"))}
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-x", "-p", "no:cacheprovider", "-c", f"{ROOT}/setup.cfg"]
     return subprocess.run(
-        [*command, "--rootdir", str(ROOT), "-m", "not faults", *(f"{ROOT}/{test}" for test in tests)],
+        [
+            *command,
+            *("--rootdir", str(ROOT), "-o", "pythonpath=tests", "-m", "not faults"),
+            *(str(ROOT / test) for test in tests),
+        ],
         cwd=directory,
         env=environment | {"PYTHONPATH": str(directory)},
         text=True,
@@ -186,22 +190,21 @@ def _run(directory: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[s
     )
 
 
-def _imported_from(directory: Path, program: Sequence[str]) -> str:
-    code = "import jobschedd; print(jobschedd.__file__)"
-    answer = subprocess.run(
-        [*program, code], cwd="/", env={**os.environ, "PYTHONPATH": str(directory)}, text=True, capture_output=True
-    )
-    return answer.stdout.strip()
-
-
 @pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_the_copy_is_what_runs_and_unchanged_it_passes(tmp_path):
     """Or a mutant might fail for no reason of its own."""
     copy = _mutant(tmp_path, None)
-    assert _imported_from(tmp_path, [sys.executable, "-c"]) == str(copy / "__init__.py")
+    where = tmp_path / "test_where.py"
+    where.write_text(
+        "import jobschedd, subprocess, sys\n"
+        "def test_the_package_is_the_copy():\n"
+        f"    assert jobschedd.__file__ == {str(copy / '__init__.py')!r}\n"
+        "    code = 'import jobschedd; print(jobschedd.__file__, end=str())'\n"
+        "    assert subprocess.check_output([sys.executable, '-c', code], cwd='/', text=True) == jobschedd.__file__\n"
+    )
     every = sorted({test for mutation in MUTATIONS.values() for test in mutation.tests})
-    run = _run(tmp_path, every)
+    run = _run(tmp_path, [str(where), *every])
     assert run.returncode == 0, run.stdout[-4000:]
 
 
