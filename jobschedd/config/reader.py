@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,6 +36,7 @@ class Reader:
         self._folder = folder
         self._defaults = defaults
         self._stand_ins = stand_ins
+        self._whole: type[Struct] = Struct  # what the document is read as
 
     def mistake(self, path: Path, message: str, at: Path | None = None) -> None:
         """Note a mistake at ``path``, or at the line of ``at`` where the path itself is not in the file."""
@@ -59,12 +60,10 @@ class Reader:
         if not isinstance(value, dict):
             self.mistake(path, f"expected a mapping of settings, got {values.kind(value)}")
             return None
+        if path == ():
+            self._whole = kind
         hints = typing.get_type_hints(kind, include_extras=True)
-        known = {
-            field.encode_name: field
-            for field in msgspec.structs.fields(kind)
-            if Derived() not in getattr(hints[field.name], "__metadata__", ())
-        }
+        known = _keys(kind, hints)
         self._refuse_unknown(value, known, path)
         read: dict[str, Any] = {}
         for key, field in known.items():
@@ -78,7 +77,8 @@ class Reader:
     def _refuse_unknown(self, value: dict[str, Any], known: Mapping[str, Any], path: Path) -> None:
         for key in value:
             if key not in known:
-                near = values.suggestion(key, known)
+                homes = " or ".join(".".join(home) for home in _homes(self._whole, key))
+                near = f" here; it belongs to {homes}" if homes else values.suggestion(key, known)
                 offer = near or f"; known here: {', '.join(sorted(known))}"
                 self.mistake((*path, key), f"unknown key{offer}")
 
@@ -164,6 +164,26 @@ class Reader:
         except ValueError as error:
             self.mistake(path, str(error))
             return _UNREAD
+
+
+def _keys(kind: type[Struct], hints: Mapping[str, Any]) -> dict[str, msgspec.structs.FieldInfo]:
+    """What may be written in a section, by the name that it has there."""
+    return {
+        field.encode_name: field
+        for field in msgspec.structs.fields(kind)
+        if Derived() not in getattr(hints[field.name], "__metadata__", ())
+    }
+
+
+def _homes(kind: type[Struct], key: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where below ``kind`` there is such a key; lists are not looked into."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for name, field in _keys(kind, hints).items():
+        if name == key:
+            yield (*path, name)
+        section = hints[field.name]
+        if isinstance(section, type) and issubclass(section, Struct):
+            yield from _homes(section, key, (*path, name))
 
 
 def _holds_broken(value: Any) -> bool:
