@@ -156,9 +156,12 @@ class Daemon:
 
     def signal(self, role: str, signum: signal.Signals) -> psutil.Process:
         """Send a signal to the child of this role, or to the "supervisor"; the process that got it."""
-        target = self.supervisor if role == "supervisor" else self.child(role)
+        target = self._process(role)
         target.send_signal(signum)
         return target
+
+    def _process(self, role: str) -> psutil.Process:
+        return self.supervisor if role == "supervisor" else self.child(role)
 
     def kill(self, role: str = "supervisor") -> psutil.Process:
         """SIGKILL."""
@@ -166,7 +169,7 @@ class Daemon:
 
     def pause(self, role: str) -> psutil.Process:
         """SIGSTOP, until all of it stands still."""
-        target = self.supervisor if role == "supervisor" else self.child(role)
+        target = self._process(role)
         hold(target.pid)
         return target
 

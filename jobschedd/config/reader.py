@@ -12,7 +12,7 @@ import msgspec
 
 from jobschedd.config import values
 from jobschedd.config.document import Broken, Document, Mistake, Path
-from jobschedd.config.model import Struct
+from jobschedd.config.model import Config, Struct
 from jobschedd.config.values import CheckItems, Derived, Read, ReadEntries, ReadItem, ReadPath
 from jobschedd.errors import InvalidJob
 
@@ -36,7 +36,6 @@ class Reader:
         self._folder = folder
         self._defaults = defaults
         self._stand_ins = stand_ins
-        self._whole: type[Struct] = Struct  # what the document is read as
 
     def mistake(self, path: Path, message: str, at: Path | None = None) -> None:
         """Note a mistake at ``path``, or at the line of ``at`` where the path itself is not in the file."""
@@ -60,8 +59,6 @@ class Reader:
         if not isinstance(value, dict):
             self.mistake(path, f"expected a mapping of settings, got {values.kind(value)}")
             return None
-        if path == ():
-            self._whole = kind
         hints = typing.get_type_hints(kind, include_extras=True)
         known = _keys(kind, hints)
         self._refuse_unknown(value, known, path)
@@ -77,7 +74,7 @@ class Reader:
     def _refuse_unknown(self, value: dict[str, Any], known: Mapping[str, Any], path: Path) -> None:
         for key in value:
             if key not in known:
-                homes = " or ".join(".".join(home) for home in _homes(self._whole, key))
+                homes = " or ".join(".".join(home) for home in _homes(Config, key))
                 near = f" here; it belongs to {homes}" if homes else values.suggestion(key, known)
                 offer = near or f"; known here: {', '.join(sorted(known))}"
                 self.mistake((*path, key), f"unknown key{offer}")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from node_harness import Node, alive, child, descendants, wait_until
+from redis_server import hold
 
 CHANNELS = [child(f"channel {number}") for number in (1, 2, 3)]
 
@@ -119,7 +120,7 @@ def test_a_silent_child_is_killed_and_replaced(node: Node, how: str) -> None:
     other = node.ready_pid("channel 2")
     pid = int(node.wait_log("ready", child="channel 1")[0]["pid"])
     if how == "stopped":
-        os.kill(pid, signal.SIGSTOP)
+        hold(pid)
     assert node.wait_log("killed: it hangs", child="channel 1")[0]["pid"] == pid
     node.ready_pid("channel 1", other_than=pid)
     assert node.ready_pid("channel 2") == other
@@ -130,7 +131,7 @@ def test_after_a_suspend_the_children_are_given_time(node: Node) -> None:
     node.run(CHANNELS)
     everybody = [node.pid, *(node.ready_pid(each["name"]) for each in CHANNELS)]
     for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)
+        hold(pid)
     time.sleep(1.6)  # longer than the liveness timeout: the one thing that cannot be waited for
     os.kill(node.pid, signal.SIGCONT)
     node.wait_log("a late round; the children get a fresh liveness timeout", late=...)
