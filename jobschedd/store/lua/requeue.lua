@@ -16,8 +16,10 @@ local stream = BASE .. 'dispatch:' .. name
 if call('EXISTS', BASE .. 'lease:' .. name) == 1 then return {'alive', 0, 0, 0, call('XLEN', stream)} end
 if why == 'lost' and tonumber(ARGV[4]) == 0 then return {'unsure', 0, 0, 0, call('XLEN', stream)} end
 
-local function mine(r, entry)
+-- Entries of two streams may have the same name: those of one job then differ in the attempt.
+local function mine(r, entry, attempt)
   return r and (r.state == DISPATCHED or r.state == RUNNING) and is_entry(entry, r.entry_time, r.entry_number)
+    and r.attempt == attempt
 end
 
 local function lost_after(rec, r)
@@ -32,7 +34,7 @@ local function take(entry, fields)
   local id = fields[1] == 'job' and fields[2] or ''
   local rec = call('GET', BASE .. 'job:' .. id)
   local r = rec and read(rec)
-  if not mine(r, entry) then
+  if not mine(r, entry, tonumber(fields[4])) then
     call('XDEL', stream, entry)
   elseif why == 'lost' and lost_after(rec, r) > missing_for then
     kept = kept + 1
