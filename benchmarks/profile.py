@@ -154,7 +154,7 @@ def _lone(made: Lab) -> tuple[float, float]:
 class _Seen(threading.Thread):
     """Which of the calls of a journey the server saw when; its clock is ours, for it runs here."""
 
-    CALLS = (script("submit").sha, script("dispatch").sha, REPORT, script("collect").sha)
+    CALLS = (script("submit").function, script("dispatch").function, REPORT, script("collect").function)
 
     def __init__(self, made: Lab) -> None:
         super().__init__(daemon=True)

@@ -242,9 +242,9 @@ class Dispatcher:
 
     def _load_functions(self) -> None:
         try:
-            self._moves.load_channel_functions()
+            self._moves.load_functions()
         except StoreRefused as error:
-            log.warning("may not load the functions that channels call; they must be allowed to", error=error)
+            log.warning("may not load our functions; channels must be allowed to", error=error)
 
     def _forget(self) -> None:
         if self._guard is not None:

@@ -7,6 +7,7 @@ a master that lost it gets NotTheLeader and has changed nothing. Times are milli
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -21,7 +22,7 @@ from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission
 from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
 from jobschedd.store.keys import Keys
-from jobschedd.store.scripts import CHANNEL_LIBRARY, channel_library, script
+from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, channel_library, load_moves, moves_library, script
 
 if TYPE_CHECKING:
     from jobschedd.store.survey import ChannelInfo, Kept
@@ -38,6 +39,7 @@ class Verdict(IntEnum):
     UNKNOWN = 4  # of a job that has no record
 
 
+_LIBRARY_OF_MOVES = re.compile(rb"%b[0-9a-f]+" % MOVES.encode())
 _VERDICTS = {int(verdict): verdict for verdict in Verdict}
 
 
@@ -349,14 +351,25 @@ class Moves:
             holder = self.client.get(self.keys.leader)
         return None if holder is None else _text(holder)
 
-    def load_channel_functions(self) -> None:
-        """Load the functions that slaves call, unless the server has them. Needs the right to."""
+    def load_functions(self) -> None:
+        """Load the functions that slaves call, and all moves, unless the server has them. Needs the right to.
+
+        Moves of other versions are dropped: whoever still calls them loads them again.
+        """
         with translated():
             known = self.client.function_list(library=CHANNEL_LIBRARY, withcode=True)
             if channel_library().encode() not in _flatten(known):
                 self.client.function_load(channel_library(), replace=True)
 
     def dispatch(self, fence: str, assignments: Sequence[Assignment], keep_ms: int) -> list[Dispatched]:
+            words = _flatten(self.client.function_list(library=f"{MOVES}*"))
+            libraries = {
+                word.decode() for word in words if isinstance(word, bytes) and _LIBRARY_OF_MOVES.fullmatch(word)
+            }
+            if moves_library()[0] not in libraries:
+                load_moves(self.client)
+            for other in libraries - {moves_library()[0]}:
+                self.client.function_delete(other)
         """Move pending jobs into dispatch streams, as far as the windows allow."""
         arguments: list[Any] = [fence, keep_ms]
         for a in assignments:

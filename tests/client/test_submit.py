@@ -135,7 +135,7 @@ def test_a_lost_reply_is_no_second_job(redis_server: RedisServer, tmp_path: Path
     cut = Cut(redis_server.directory / "cut.sock", redis_server.socket)
     with Client(cut.url, "test") as client:
         client.submit(["true"])
-        cut.lose_reply_to = script("submit").sha.encode()
+        cut.lose_reply_to = script("submit").function.encode()
         job = client.submit(["echo", "once"])
         after = client.submit(["true"])
         cut.close()
@@ -148,7 +148,7 @@ def test_the_lost_reply_of_a_batch_is_no_second_batch(redis_server: RedisServer)
     cut = Cut(redis_server.directory / "cut.sock", redis_server.socket)
     with Client(cut.url, "test") as client:
         client.submit(["true"])
-        cut.lose_reply_to = script("submit").sha.encode()
+        cut.lose_reply_to = script("submit").function.encode()
         jobs = client.submit_many([{"command": ["true"]}] * 700)
         cut.close()
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-import jobschedd
 from cluster import Cluster
 from fault_proxy import FaultProxy
 from jobschedd import Client
 from jobschedd.errors import StoreUnavailable
-from jobschedd.store.scripts import script
+from jobschedd.store.scripts import channel_library, load_moves
 from ledger import Ledger, judge
 from redis_server import RedisServer, wait_until
 
@@ -121,11 +119,10 @@ def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def _load_scripts(redis_server: RedisServer) -> None:
+def _load_functions(redis_server: RedisServer) -> None:
     with redis_server.client() as direct:
-        for file in (Path(jobschedd.__file__).parent / "store" / "lua").glob("*.lua"):
-            if file.stem != "channel" and "\n-- KEYS:" in f"\n{file.read_text()}":  # no part of others, no library
-                direct.script_load(script(file.stem).text)
+        direct.function_load(channel_library())
+        load_moves(direct)
 
 
 @pytest.mark.faults
@@ -133,10 +130,10 @@ def _load_scripts(redis_server: RedisServer) -> None:
 def test_slow_is_not_dead(through, ledger, proxy, redis_server, delay, rate):
     """Half a second both ways, or a few bytes at a time: no lease ends, nothing runs twice.
 
-    Of scripts, tens of kilobytes each, a trickle brings none in time: the server has had them since it was started.
+    Of functions, a hundred kilobytes, a trickle brings none in time: the server has had them since it was started.
     """
     if rate:
-        _load_scripts(redis_server)
+        _load_functions(redis_server)
     through.start("master", node="m", timing={"lease": 4.0, "heartbeat": 1.0, "leader_lease": 4.0})
     through.start("slave", node="n1", channels=1, timing={"lease": 4.0, "heartbeat": 1.0})
     with Client(redis_server.url, through.namespace) as client, redis_server.client() as direct:

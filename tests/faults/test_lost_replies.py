@@ -100,7 +100,7 @@ def fleet(shared: Fleet) -> Fleet:
 
 def _submit(fleet: Fleet, where: Where) -> None:
     before = int(fleet.direct.get(fleet.keys.next_id))
-    cut = fleet.proxy.cut(script("submit").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("submit").function, where, client=CLIENT)
     jobs = fleet.submit(3)
     hit(cut)
     assert int(fleet.direct.get(fleet.keys.next_id)) == before + 3
@@ -109,7 +109,7 @@ def _submit(fleet: Fleet, where: Where) -> None:
 
 def _cancel(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(delay=3600)
-    cut = fleet.proxy.cut(script("cancel").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("cancel").function, where, client=CLIENT)
     (answer,) = fleet.client.cancel(job)
     hit(cut)
     assert (answer.answer, answer.outcome) in (("cancelled", None), ("ended", "cancelled"))
@@ -119,7 +119,7 @@ def _cancel(fleet: Fleet, where: Where) -> None:
 
 def _cancel_running(fleet: Fleet, where: Where) -> None:
     job = fleet.running(seconds=60)
-    cut = fleet.proxy.cut(script("cancel").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("cancel").function, where, client=CLIENT)
     (answer,) = fleet.client.cancel(job)
     hit(cut)
     assert (answer.answer, answer.outcome) in (("requested", None), ("ended", "cancelled"))
@@ -129,7 +129,7 @@ def _cancel_running(fleet: Fleet, where: Where) -> None:
 def _retry(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit()
     fleet.client.wait([job], timeout=20)
-    cut = fleet.proxy.cut(script("retry").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("retry").function, where, client=CLIENT)
     fleet.client.retry(job)
     hit(cut)
     fleet.client.wait([job], timeout=20)
@@ -143,7 +143,7 @@ def _keyed(fleet: Fleet, where: Where) -> None:
     """The same key twice, and the answer to the second is lost: still one job."""
     item = fleet.ledger.item(key=f"once-{where.name}", key_scope="running", hold=True)
     (job,) = fleet.ledger.submit(fleet.client, [item])
-    cut = fleet.proxy.cut(script("submit").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("submit").function, where, client=CLIENT)
     assert [again.id for again in fleet.client.submit_many([item])] == [job.id]
     hit(cut)
     fleet.client.release(job)
@@ -152,7 +152,7 @@ def _keyed(fleet: Fleet, where: Where) -> None:
 
 def _hold(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(delay=1)
-    cut = fleet.proxy.cut(script("hold").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("hold").function, where, client=CLIENT)
     assert fleet.client.hold(job)[0].answer == "done"
     hit(cut)
     fleet.until(lambda: fleet.client.job(job).state == "pending", "its time has come")
@@ -165,7 +165,7 @@ def _hold(fleet: Fleet, where: Where) -> None:
 def _release(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(hold=True)
     fleet.ran_once(fleet.submit(1))
-    cut = fleet.proxy.cut(script("release").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("release").function, where, client=CLIENT)
     fleet.client.release(job)
     hit(cut)
     fleet.ran_once([job])
@@ -173,7 +173,7 @@ def _release(fleet: Fleet, where: Where) -> None:
 
 def _prioritise(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(delay=1)
-    cut = fleet.proxy.cut(script("prioritise").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("prioritise").function, where, client=CLIENT)
     assert fleet.client.prioritise(job, 7)[0].answer == "done"
     hit(cut)
     fleet.ran_once([job])
@@ -184,7 +184,7 @@ def _interrupt(fleet: Fleet, where: Where) -> None:
     """A drain whose time is over: the leader asks again, until the channel is empty."""
     job = fleet.client.submit(["sh", "-c", "[ $JOBSCHED_ATTEMPT = 2 ] || sleep 60"], channel="1")
     fleet.until(lambda: job.state == "running", "it runs")
-    cut = fleet.proxy.cut(script("interrupt").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("interrupt").function, where, client=DISPATCHER)
     fleet.client.drain("1", deadline=0, then="requeue")
     try:
         hit(cut)
@@ -196,7 +196,7 @@ def _interrupt(fleet: Fleet, where: Where) -> None:
 
 
 def _heard(fleet: Fleet, where: Where) -> None:
-    cut = fleet.proxy.cut(script("heard").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("heard").function, where, client=DISPATCHER)
     fleet.client.drain("1")
     try:
         hit(cut)
@@ -208,7 +208,7 @@ def _heard(fleet: Fleet, where: Where) -> None:
 
 def _await(fleet: Fleet, where: Where) -> None:
     (job,) = fleet.submit(seconds=0.3)
-    cut = fleet.proxy.cut(script("await").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("await").function, where, client=CLIENT)
     fleet.client.wait([job], timeout=20)
     hit(cut)
     fleet.ran_once([job])
@@ -226,7 +226,7 @@ def _inbox(fleet: Fleet, where: Where) -> None:
 def _follow(fleet: Fleet, where: Where) -> None:
     lines = "".join(f"line {number}\n" for number in range(20)).encode()
     job = fleet.client.submit(["sh", "-c", "for i in $(seq 0 19); do echo line $i; sleep 0.02; done"])
-    cut = fleet.proxy.cut(script("follow").sha, where, client=CLIENT)
+    cut = fleet.proxy.cut(script("follow").function, where, client=CLIENT)
     assert b"".join(piece.data for piece in fleet.client.follow(job)) == lines
     hit(cut)
     assert fleet.client.wait([job], timeout=20)[0].outcome == "succeeded"
@@ -234,13 +234,13 @@ def _follow(fleet: Fleet, where: Where) -> None:
 
 def _lead(fleet: Fleet, where: Where) -> None:
     before = fleet.direct.get(fleet.keys.leader)
-    hit(fleet.proxy.cut(script("lead").sha, where, client=DISPATCHER))
+    hit(fleet.proxy.cut(script("lead").function, where, client=DISPATCHER))
     fleet.ran_once(fleet.submit(3))
     assert fleet.direct.get(fleet.keys.leader) == before, "the same lead goes on"
 
 
 def _dispatch(fleet: Fleet, where: Where) -> None:
-    cut = fleet.proxy.cut(script("dispatch").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("dispatch").function, where, client=DISPATCHER)
     jobs = fleet.submit(5)
     hit(cut)
     fleet.ran_once(jobs)
@@ -254,7 +254,7 @@ def _bell(fleet: Fleet, where: Where) -> None:
 
 
 def _collect(fleet: Fleet, where: Where) -> None:
-    cut = fleet.proxy.cut(script("collect").sha, where, client=COLLECTOR)
+    cut = fleet.proxy.cut(script("collect").function, where, client=COLLECTOR)
     jobs = fleet.submit(5)
     hit(cut)
     fleet.ran_once(jobs)
@@ -278,7 +278,7 @@ def _delete(fleet: Fleet, where: Where) -> None:
 def _promote(fleet: Fleet, where: Where) -> None:
     jobs = fleet.submit(3, delay=1)
     wait_until(lambda: all(job.view.header.since / 1000 - _now(fleet) < 0.5 for job in jobs), 5, "it is nearly due")
-    cut = fleet.proxy.cut(script("promote").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("promote").function, where, client=DISPATCHER)
     hit(cut)
     fleet.ran_once(jobs)
 
@@ -292,7 +292,7 @@ def _hint(fleet: Fleet, where: Where) -> None:
     job = fleet.client.submit(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
     fleet.until(lambda: job.state == "running", "it runs")
     fleet.client.cancel(job)
-    hit(fleet.proxy.cut(script("hint").sha, where, client=DISPATCHER))
+    hit(fleet.proxy.cut(script("hint").function, where, client=DISPATCHER))
     fleet.client.wait([job], timeout=20)
     fleet.until(lambda: fleet.ends(job), "its end is in the history")
     assert fleet.ends(job) == ["cancelled"]
@@ -300,7 +300,7 @@ def _hint(fleet: Fleet, where: Where) -> None:
 
 
 def _reap(fleet: Fleet, where: Where) -> None:
-    hit(fleet.proxy.cut(script("reap").sha, where, client=DISPATCHER))
+    hit(fleet.proxy.cut(script("reap").function, where, client=DISPATCHER))
     fleet.ran_once(fleet.submit(3))
 
 
@@ -358,7 +358,7 @@ def _leave(fleet: Fleet, where: Where) -> None:
 
 
 def _requeue_left(fleet: Fleet, where: Where) -> None:
-    cut = fleet.proxy.cut(script("requeue").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("requeue").function, where, client=DISPATCHER)
     job = fleet.running(seconds=1)
     _kill_channels(fleet, "channel 1", "channel 2")
     hit(cut)
@@ -370,7 +370,7 @@ def _requeue_left(fleet: Fleet, where: Where) -> None:
 def _requeue_lost(fleet: Fleet, where: Where) -> None:
     """Both channels fall silent for longer than their leases: the entries are taken from them, once."""
     jobs = [fleet.running(seconds=2) for _ in range(2)]
-    cut = fleet.proxy.cut(script("requeue").sha, where, client=DISPATCHER)
+    cut = fleet.proxy.cut(script("requeue").function, where, client=DISPATCHER)
     for channel in ("channel 1", "channel 2"):
         fleet.slave.pause(channel)
     try:

@@ -14,7 +14,7 @@ from jobschedd.job import Outcome, ReportKind, State
 from jobschedd.store.connect import blocking, check_server, connect, translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Moves, OperationSlot, Verdict
-from jobschedd.store.scripts import CHANNEL_LIBRARY
+from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, moves_library
 from jobschedd.submission import submission
 from redis_server import wait_until
 from store_driver import KEEP, Driver
@@ -82,13 +82,22 @@ class TestFull:
 class TestForgetfulServer:
     """Scripts and functions are gone (a failover, a FLUSH): nobody notices."""
 
-    def test_scripts(self, driver, channel):
+    @pytest.mark.parametrize("rights", [["+@all"], ["+@all", "-fcall"], ["+@all", "-function"]])
+    def test_moves(self, driver, channel, rights):
+        driver.client.acl_setuser("m", enabled=True, nopass=True, reset=True, keys="*", channels="*", commands=rights)
+        driver.moves.client = connect(RedisConfig(url=driver.server.url, username="m"), "test")
         for _ in range(3):
             driver.client.script_flush()
+            driver.client.function_flush()
             job, _ = driver.dispatched(channel)
             driver.client.script_flush()
+            driver.client.function_flush()
             driver.end(job)
             assert driver.outcome(job) is Outcome.SUCCEEDED
+        calls = driver.client.info("commandstats")
+        evaluated = calls.get("cmdstat_evalsha", {"calls": 0})["calls"]
+        assert (evaluated > 0) == (len(rights) > 1)
+        driver.moves.client.close()
 
     def test_functions(self, driver, channel):
         job, _ = driver.dispatched(channel)
@@ -98,16 +107,21 @@ class TestForgetfulServer:
     def test_the_master_loads_them_once(self, driver):
         driver.client.function_flush()
         for _ in range(2):
-            driver.moves.load_channel_functions()
-        (library,) = driver.client.function_list()
-        assert CHANNEL_LIBRARY.encode() in library
+            driver.moves.load_functions()
+        assert _libraries(driver) == {CHANNEL_LIBRARY, moves_library()[0]}
+
+    def test_moves_of_other_versions_are_dropped(self, driver):
+        driver.client.function_load(f"#!lua name={MOVES}0123\nredis.register_function('{MOVES}0123_f', function() end)")
+        driver.client.function_load("#!lua name=theirs\nredis.register_function('theirs', function() end)")
+        driver.moves.load_functions()
+        assert _libraries(driver) == {"theirs", CHANNEL_LIBRARY, moves_library()[0]}
 
     def test_another_text_under_the_same_name_is_replaced(self, driver, channel):
         driver.client.function_flush()
         driver.client.function_load(
             f"#!lua name={CHANNEL_LIBRARY}\nredis.register_function('jobsched_report_1', function() return 'old' end)"
         )
-        driver.moves.load_channel_functions()
+        driver.moves.load_functions()
         job, _ = driver.dispatched(channel)
         assert channel.report(job, ReportKind.STARTED)
 
@@ -120,9 +134,13 @@ class TestForgetfulServer:
         slave.client = connect(RedisConfig(url=driver.server.url, username="slave"), "slave")
         with pytest.raises(StoreUnavailable, match="no master has loaded"):
             slave.channel()
-        driver.moves.load_channel_functions()
+        driver.moves.load_functions()
         slave.channel("2")
         slave.close()
+
+
+def _libraries(driver: Driver) -> set[str]:
+    return {library[library.index(b"library_name") + 1].decode() for library in driver.client.function_list()}
 
 
 def attempt(config: RedisConfig) -> JobschedError:
@@ -159,7 +177,7 @@ class TestErrors:
 
     def test_a_missing_right(self, redis_server):
         with redis_server.client() as client:
-            client.acl_setuser("u", enabled=True, nopass=True, keys="*", commands=["+@all", "-evalsha"])
+            client.acl_setuser("u", enabled=True, nopass=True, keys="*", commands=["+@all", "-fcall", "-evalsha"])
         error = attempt(RedisConfig(url=redis_server.url, username="u"))
         assert type(error) is StoreRefused and "evalsha" in str(error)
 

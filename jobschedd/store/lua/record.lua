@@ -1,5 +1,4 @@
 -- Shared by the moves: reading and writing a record by offset (layout: jobschedd/job.py, class Header).
-local BASE = ARGV[1]
 local PENDING, SCHEDULED, WAITING, DISPATCHED, RUNNING, DONE = 1, 2, 3, 4, 5, 6
 local SUCCEEDED, FAILED, CANCELLED, LOST, EXPIRED, SKIPPED = 1, 2, 4, 5, 6, 7
 local CANCEL_REQUESTED, NO_RETRY_ON_LOSS, FOLLOWED, KEYED, AWAITED = 1, 2, 4, 8, 256
@@ -14,6 +13,10 @@ local byte, char, sub, match = string.byte, string.char, string.sub, string.matc
 local pack, unpack_struct = struct.pack, struct.unpack
 -- What array.lua adds: everything about job arrays.
 local array = {}
+-- What is remembered within one call: which outcomes hooks want to know of; lists that ids have left.
+local hooked, lists_left
+
+local function begin_call() hooked, lists_left = nil, {} end
 
 local function now_ms()
   local t = call('TIME')
@@ -186,7 +189,6 @@ local function awaited_bytes(count) return pack('<I4I4', count, 0) end
 
 -- Hooks are told of an end in the same step: which outcomes they want to know of is in `hooked`.
 local EVENTS_LIMIT = 100000
-local hooked
 local function tell_hooks(id, attempt, outcome, named)
   hooked = hooked or call('GET', BASE .. 'hooked') or ''
   if not named and (hooked == '' or not string.find(hooked, tostring(outcome), 1, true)) then return end
@@ -390,7 +392,6 @@ local function await_all(id, conditions, new, now)
 end
 
 -- Many may leave one list in one call: its tombstones are dropped at the end of it.
-local lists_left = {}
 local function leave_list(class, priority)
   lists_left[class] = lists_left[class] or {}
   lists_left[class][priority] = true

@@ -6,7 +6,7 @@
 --       pause: why and by whom (JSON)
 -- returns: added | changed | unchanged | removed | paused | resumed, or why not: exists | configured | unknown | already
 local verb, name, now = ARGV[2], ARGV[3], now_ms()
-local known = call('HEXISTS', DEFINITIONS, name) == 1
+local known = call('HEXISTS', definitions(), name) == 1
 local configured = call('HGET', state_of(name), 'origin') == 'config'
 local word
 

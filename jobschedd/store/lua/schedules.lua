@@ -1,5 +1,5 @@
 -- Shared by those who change schedules: what is there, and how one is put there.
-local DEFINITIONS = BASE .. 'schedules'
+local function definitions() return BASE .. 'schedules' end
 
 local function state_of(name)
   return BASE .. 'schedule:' .. name
@@ -10,7 +10,7 @@ local function put(name, definition, revision, timing, origin, now)
   local state = state_of(name)
   local known = call('HMGET', state, 'revision', 'timing', 'origin')
   if known[1] == revision and known[3] == origin then return 'unchanged' end
-  call('HSET', DEFINITIONS, name, definition)
+  call('HSET', definitions(), name, definition)
   call('HSET', state, 'revision', revision, 'timing', timing, 'origin', origin, 'changed', string.format('%.0f', now))
   if known[2] ~= timing then
     call('HSET', state, 'cursor', string.format('%.0f', now))
@@ -21,5 +21,5 @@ end
 
 local function remove(name)
   call('DEL', state_of(name), BASE .. 'fires:' .. name)
-  return call('HDEL', DEFINITIONS, name)
+  return call('HDEL', definitions(), name)
 end

@@ -14,7 +14,7 @@ for at = 3, #ARGV, 4 do
   if before == 'user' then word = 'taken' end
   if word ~= 'unchanged' then changes[#changes + 1] = {word, name} end
 end
-for _, name in ipairs(call('HKEYS', DEFINITIONS)) do
+for _, name in ipairs(call('HKEYS', definitions())) do
   if not own[name] and call('HGET', state_of(name), 'origin') == 'config' then
     remove(name)
     changes[#changes + 1] = {'removed', name}
