@@ -169,10 +169,12 @@ class Driver:
         header = self.header(job)
         return self.judge(Verb.START, job, header.attempt, header.entry)[0]
 
-    def end(self, job: str, outcome: Outcome = Outcome.SUCCEEDED, keep: int = KEEP) -> Verdict:
+    def end(
+        self, job: str, outcome: Outcome = Outcome.SUCCEEDED, keep: int = KEEP, result: bytes | None = None
+    ) -> Verdict:
         """Have the current attempt end the job."""
         header = self.header(job)
-        result = encode(Result(outcome=outcome, cause="exit", exit_code=0))
+        result = result or encode(Result(outcome=outcome, cause="exit", exit_code=0))
         return self.judge(Verb.DONE, job, header.attempt, header.entry, int(outcome), result, keep)[0]
 
     def again(self, job: str, delay_ms: int = 0, tries: int = 1, crashes: int = 0) -> Verdict:

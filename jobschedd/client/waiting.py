@@ -11,7 +11,7 @@ from jobschedd.client.session import Session
 from jobschedd.durations import format_duration
 from jobschedd.errors import StoreUnavailable, WaitTimeout
 from jobschedd.failpoints import failpoint
-from jobschedd.store.listen import BLOCK, Inbox
+from jobschedd.store.listen import BLOCK, Inbox, Told
 from jobschedd.store.views import JobView
 
 #: Jobs that one call registers; it answers with the records of those that had ended.
@@ -19,6 +19,8 @@ _REGISTER = 200
 #: Seconds between looks at jobs that nobody told of, and how many are looked at: a safety net, not a poll.
 _LOOK_AGAIN, _LOOK_AT = 5.0, 1000
 _FETCH = 100
+#: The attempt whose end is news, of a job that is not registered yet: whatever the inbox brings may be old.
+_NOT_KNOWN = 1 << 62
 
 Ended = tuple[str, JobView | None]
 
@@ -44,7 +46,7 @@ class Watch:
     def __init__(self, session: Session, inbox: Inbox) -> None:
         self._session = session
         self._inbox = inbox
-        self._waiting: dict[str, None] = {}
+        self._waiting: dict[str, int] = {}  # the attempt (at least) whose end is news
         self._lock = threading.Lock()
         self._looked = time.monotonic()
 
@@ -54,7 +56,7 @@ class Watch:
     def add(self, ids: Iterable[str]) -> int:
         """Wait for these too, once they are registered; for how many in all."""
         with self._lock:
-            self._waiting.update(dict.fromkeys(ids))
+            self._waiting.update(dict.fromkeys(ids, _NOT_KNOWN))
             return len(self._waiting)
 
     def drop(self, job_id: str) -> None:
@@ -70,7 +72,9 @@ class Watch:
             part = some[start : start + _REGISTER]
             records = self._session.patiently(lambda part=part: self._inbox.watch(part))  # type: ignore[misc]
             for job_id, record in zip(part, records, strict=True):
-                if record != b"":
+                if isinstance(record, int):
+                    self._expect(job_id, record)
+                elif record != b"":
                     yield from self._ended(job_id, None if record is None else JobView(job_id, record))
 
     def turn(self, patience: float) -> Iterator[Ended]:
@@ -84,7 +88,7 @@ class Watch:
             return
         if told:
             failpoint("client.wait.told")
-        yield from self._fetch(told)
+        yield from self._read(told)
         if time.monotonic() - self._looked > _LOOK_AGAIN:
             yield from self._look_again()
 
@@ -92,10 +96,25 @@ class Watch:
         with self._lock:
             some = list(islice(self._waiting, _LOOK_AT))
             for job_id in some:  # to the end of the queue
-                del self._waiting[job_id]
-                self._waiting[job_id] = None
+                self._waiting[job_id] = self._waiting.pop(job_id)
         yield from self.register(some)
         self._looked = time.monotonic()
+
+    def _expect(self, job_id: str, attempt: int) -> None:
+        with self._lock:
+            if job_id in self._waiting:
+                self._waiting[job_id] = attempt
+
+    def _read(self, told: list[Told]) -> Iterator[Ended]:
+        """What was brought along, where it is news; the others are fetched."""
+        others = []
+        for job_id, record in told:
+            view = None if record is None else JobView(job_id, record)
+            if view is not None and view.header.attempt >= self._waiting.get(job_id, _NOT_KNOWN):
+                yield from self._ended(job_id, view)
+            else:
+                others.append(job_id)
+        yield from self._fetch(others)
 
     def _fetch(self, told: list[str]) -> Iterator[Ended]:
         with self._lock:

@@ -64,7 +64,8 @@ schedule:<name>   hash    revision, origin, cursor (the time it has come to), pa
                           waiting times, last job, counters
 fires:<name>      list    its last 50 fires (JSON), the newest first                    until removed
 configurations    hash    node of a master -> what it is configured with (JSON)         1 day unless renewed
-inbox:<n>         list    ids of ended jobs that client n waits for                     10 minutes
+inbox:<n>         list    ids of ended jobs that client n waits for, the first with      10 minutes
+                          its record
 waiters:<id>      set     further clients that wait for one job                         1 day
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped

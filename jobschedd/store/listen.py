@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobschedd.config import RedisConfig
 from jobschedd.store.connect import blocking, translated
@@ -18,6 +18,13 @@ from jobschedd.store.moves import Moves
 #: Longest that the server is asked to block, in seconds.
 BLOCK = 1.0
 _MOST = 500
+
+
+class Told(NamedTuple):
+    """That a job ended. ``record``: as it was then, which may be long ago; None where it was not brought along."""
+
+    job: str
+    record: bytes | None
 
 
 class Inbox:
@@ -30,21 +37,21 @@ class Inbox:
         self._number = 0
         self._numbering = threading.Lock()
 
-    def watch(self, ids: Sequence[str]) -> list[bytes | None]:
-        """Be told of their ends from now on. Per id: its record when it has ended, b"" if not, None if unknown."""
+    def watch(self, ids: Sequence[str]) -> list[bytes | int | None]:
+        """Be told of their ends from now on. Per id: see ``Moves.await_end``."""
         return self._moves.await_end(self._own_number(), ids)
 
     def forget(self) -> None:
         """Watch under a new number from now on: an emptied Redis counts anew, and may give ours to somebody else."""
         self._number = 0
 
-    def take(self, timeout: float) -> list[str]:
-        """Ids of watched jobs that ended, waiting for the first up to ``timeout`` seconds (1 s at most)."""
+    def take(self, timeout: float) -> list[Told]:
+        """Who of those watched ended, waiting for the first up to ``timeout`` seconds (1 s at most)."""
         block = min(max(timeout, 0.001), BLOCK)
         key = self._keys.inbox(self._own_number())
         with translated():
             found = self._client.blmpop(block, 1, key, direction="LEFT", count=_MOST)
-        return [job_id.decode() for job_id in found[1]] if found else []
+        return [_told(message) for message in found[1]] if found else []
 
     def _own_number(self) -> int:
         with self._numbering:
@@ -54,6 +61,11 @@ class Inbox:
     def close(self) -> None:
         """Give the connection up."""
         self._client.close()
+
+
+def _told(message: bytes) -> Told:
+    job, brought, record = message.partition(b":")
+    return Told(job.decode(), record if brought else None)
 
 
 @dataclass(frozen=True)

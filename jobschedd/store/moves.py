@@ -215,8 +215,10 @@ class Moves:
         replies = self._call("cancel", keep_ms, *ids)
         return [(CancelAnswer(r[0]), Outcome(r[1]) if len(r) > 1 else Outcome.NONE) for r in replies]
 
-    def await_end(self, client_number: int, ids: Sequence[str]) -> list[bytes | None]:
-        """Register to be told of ends in ``inbox``. Per id: its record when ended, b"" if not, None if unknown."""
+    def await_end(self, client_number: int, ids: Sequence[str]) -> list[bytes | int | None]:
+        """Register to be told of ends in ``inbox``. Per id: its record when ended, None if unknown; else the attempt
+        (at least) whose end is news, b"" where that is not known.
+        """
         return list(self._call("await", client_number, *ids))
 
     def retry(self, ids: Sequence[str], ended_ms: Sequence[int] = ()) -> list[RetryAnswer]:
@@ -360,8 +362,6 @@ class Moves:
             known = self.client.function_list(library=CHANNEL_LIBRARY, withcode=True)
             if channel_library().encode() not in _flatten(known):
                 self.client.function_load(channel_library(), replace=True)
-
-    def dispatch(self, fence: str, assignments: Sequence[Assignment], keep_ms: int) -> list[Dispatched]:
             words = _flatten(self.client.function_list(library=f"{MOVES}*"))
             libraries = {
                 word.decode() for word in words if isinstance(word, bytes) and _LIBRARY_OF_MOVES.fullmatch(word)
@@ -370,6 +370,8 @@ class Moves:
                 load_moves(self.client)
             for other in libraries - {moves_library()[0]}:
                 self.client.function_delete(other)
+
+    def dispatch(self, fence: str, assignments: Sequence[Assignment], keep_ms: int) -> list[Dispatched]:
         """Move pending jobs into dispatch streams, as far as the windows allow."""
         arguments: list[Any] = [fence, keep_ms]
         for a in assignments:

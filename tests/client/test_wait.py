@@ -140,6 +140,18 @@ def test_a_retried_job_is_waited_for_again(client: Client):
     assert (again.exit_code, again.attempt) == (2, 2)
 
 
+def test_an_end_that_nobody_took_is_not_that_of_the_retry(fleet: Cluster, client: Client):
+    """It waits in the inbox, record and all, when the next wait begins."""
+    job = client.submit(["sh", "-c", "sleep 0.3; exit $JOBSCHED_ATTEMPT"])
+    with pytest.raises(WaitTimeout):
+        job.wait(0.05)
+    with fleet.client() as other:
+        assert other.wait([job.id], 10)[0].exit_code == 1
+
+    again = client.retry(job).wait(10)
+    assert (again.exit_code, again.attempt) == (2, 2)
+
+
 def test_a_wait_outlives_a_restart_of_redis(redis_server: RedisServer, cluster: Cluster):
     cluster.start(["master", "slave"], channels=1)
     with cluster.client() as client, ThreadPoolExecutor(1) as pool:

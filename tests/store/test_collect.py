@@ -205,7 +205,9 @@ class TestBatches:
 
 class TestWaiters:
     def inbox(self, driver, client):
-        return [job.decode() for job in driver.client.lrange(driver.keys.inbox(client), 0, -1)]
+        return [
+            message.partition(b":")[0].decode() for message in driver.client.lrange(driver.keys.inbox(client), 0, -1)
+        ]
 
     def test_the_submitter_may_wait_from_the_start(self, driver, channel):
         job, _ = driver.dispatched(channel, waiter=9)
@@ -216,9 +218,30 @@ class TestWaiters:
     def test_whoever_asks_later_is_told(self, driver, channel):
         job, _ = driver.dispatched(channel)
         client = driver.moves.next_client()
-        assert driver.moves.await_end(client, [job, "99"]) == [b"", None]
+        assert driver.moves.await_end(client, [job, "99"]) == [1, None]
         driver.end(job)
         assert self.inbox(driver, client) == [job]
+
+    def test_a_lone_message_brings_the_record(self, driver, channel):
+        long = b"x" * 5000
+        for result, others, brings in ((RESULT, [], True), (RESULT, ["7"], False), (long, [], False)):
+            job, _ = driver.dispatched(channel, waiter=9)
+            driver.client.delete(driver.keys.inbox(9))
+            for other in others:
+                driver.client.rpush(driver.keys.inbox(9), other)
+            driver.end(job, result=result)
+            message = driver.client.lindex(driver.keys.inbox(9), -1)
+            assert message == (
+                job.encode() + b":" + driver.client.get(driver.keys.job(job)) if brings else job.encode()
+            )
+
+    def test_whoever_asks_learns_which_attempt_is_news(self, driver, channel):
+        job, _ = driver.dispatched(channel)
+        driver.end(job)
+        driver.moves.retry([job])
+        assert driver.moves.await_end(9, [job]) == [2]
+        driver.dispatch(channel)
+        assert driver.moves.await_end(9, [job]) == [2]
 
     def test_several_are_all_told_once(self, driver, channel):
         job, _ = driver.dispatched(channel)

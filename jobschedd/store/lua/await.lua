@@ -2,7 +2,8 @@
 -- Register a client to be told of the end of jobs.
 -- KEYS:
 -- ARGV: base, number of the client, ids...
--- returns: per id the record when the job has ended, '' when it has not, false when there is none
+-- returns: per id the record when the job has ended, false when there is none; else the attempt (at least) whose end is
+--          news, '' where that is not known: what the inbox brings may be older than this call
 local client = tonumber(ARGV[2])
 local replies = {}
 for at = 3, #ARGV do
@@ -20,7 +21,7 @@ for at = 3, #ARGV do
     if not r or r.state == DONE then
       reply = rec
     else
-      reply = ''
+      reply = r.state < DISPATCHED and r.attempt + 1 or r.attempt
       if r.waiter == 0 then
         call('SETRANGE', key, 8, struct.pack('<I4', client))
       elseif r.waiter ~= client then

@@ -112,17 +112,20 @@ local function park(id, r)
   write_middle(id, r)
 end
 
-local function wake(id, waiter)
+-- A lone message brings the record along, unless it is long: whoever waits need not ask for it. Many that nobody takes
+-- would be a second copy of all results.
+local MOST_BROUGHT = 4096
+local function tell_waiter(id, waiter, rec)
+  local inbox = BASE .. 'inbox:' .. waiter
+  local brings = #rec <= MOST_BROUGHT and call('EXISTS', inbox) == 0
+  call('RPUSH', inbox, brings and id .. ':' .. rec or id)
+  call('PEXPIRE', inbox, INBOX_TTL)
+end
+
+local function wake(id, waiter, rec)
   if waiter == 0 then return end
-  if waiter ~= MANY_WAITERS then
-    call('RPUSH', BASE .. 'inbox:' .. waiter, id)
-    call('PEXPIRE', BASE .. 'inbox:' .. waiter, INBOX_TTL)
-    return
-  end
-  for _, one in ipairs(call('SMEMBERS', BASE .. 'waiters:' .. id)) do
-    call('RPUSH', BASE .. 'inbox:' .. one, id)
-    call('PEXPIRE', BASE .. 'inbox:' .. one, INBOX_TTL)
-  end
+  if waiter ~= MANY_WAITERS then return tell_waiter(id, waiter, rec) end
+  for _, one in ipairs(call('SMEMBERS', BASE .. 'waiters:' .. id)) do tell_waiter(id, one, rec) end
   call('DEL', BASE .. 'waiters:' .. id)
 end
 
@@ -207,11 +210,11 @@ end
 
 -- The end of a job of which nothing else need be undone or told; ``keep`` (ms, as text) is more than 0.
 local function finish_plain(id, rec, waiter, attempt, spec_length, outcome, result, keep, now)
-  call('SET', BASE .. 'job:' .. id,
-    sub(rec, 1, 24) .. char(DONE, outcome) .. sub(rec, 27, 32) .. pack('<I6', now)
-      .. sub(rec, 39, 60 + spec_length) .. result, 'PX', keep)
+  local whole = sub(rec, 1, 24) .. char(DONE, outcome) .. sub(rec, 27, 32) .. pack('<I6', now)
+    .. sub(rec, 39, 60 + spec_length) .. result
+  call('SET', BASE .. 'job:' .. id, whole, 'PX', keep)
   tell_hooks(id, attempt, outcome)
-  wake(id, waiter)
+  wake(id, waiter, whole)
 end
 
 -- The one way to every other end: the record gets its result and its time to live, whoever waits is told.
@@ -220,11 +223,11 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if has(r.flags, HELD) or has(r.flags, PARKED) then drop_hold(id, r) end
   local flags = has(r.flags, AWAITED) and r.flags - AWAITED or r.flags
   if r.state == WAITING then forget_waiting(id, r) end
-  local head = string.sub(rec, 1, 24)
+  local whole = string.sub(rec, 1, 24)
     .. middle(DONE, outcome, flags, r.attempt, now, r.incarnation, r.entry_time, r.entry_number)
     .. string.sub(rec, 57, 60 + r.spec_length) .. result
   if keep > 0 then
-    call('SET', BASE .. 'job:' .. id, head, 'PX', keep)
+    call('SET', BASE .. 'job:' .. id, whole, 'PX', keep)
   else
     call('DEL', BASE .. 'job:' .. id)
   end
@@ -233,7 +236,7 @@ local function finish(id, rec, r, outcome, result, keep, now)
   if has(r.flags, KEYED) then end_key(id, rec, r, keep) end
   if flags ~= r.flags then tell_dependents(id, outcome) end
   tell_hooks(id, r.attempt, outcome, hooks_named_by(rec, r, outcome))
-  wake(id, r.waiter)
+  wake(id, r.waiter, whole)
   if r.flags >= ARRAY and (has(r.flags, ARRAY) or has(r.flags, TASK)) then array.note_end(id, r, outcome, keep, now) end
 end
 
