@@ -30,6 +30,7 @@ FAILPOINTS = (
     "dispatcher.bell.after",
     "dispatcher.dispatch.before",
     "dispatcher.dispatch.after",
+    "dispatcher.offer.after",
     "dispatcher.requeue.before",
     "dispatcher.requeue.after",
     "dispatcher.promote.after",

@@ -114,6 +114,7 @@ TRANSITIONS: Final = frozenset(
         ("submit", None, State.PENDING),
         ("submit", None, State.SCHEDULED),
         ("submit", None, State.WAITING),
+        ("submit", None, State.DISPATCHED),  # to a channel that was offered to the next of its class
         ("unblock", State.WAITING, State.PENDING),  # what it waited for has come
         ("unblock", State.WAITING, State.SCHEDULED),  # and its own time has not
         ("unblock", State.WAITING, State.DONE),  # skipped: it never will

@@ -22,6 +22,7 @@ from jobschedd.master.draining import Draining
 from jobschedd.master.guard import Guard
 from jobschedd.master.keeping import Keeping, shortage
 from jobschedd.master.leadership import Leadership
+from jobschedd.master.offers import Offers
 from jobschedd.master.placement import ChannelView, Demand, Placement, Share, able
 from jobschedd.master.timetable import Timetable
 from jobschedd.outage import Outage
@@ -114,6 +115,7 @@ class Dispatcher:
         self._said_kept = False  # that channels are kept, in Redis
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
+        self._offers = Offers(moves, placement, self._is_unbounded)
         self._more_to_do = False
         self._to_unblock = False  # jobs may wait to be told of ends
         self._due_at = 0.0  # boot time at which something scheduled is due
@@ -207,6 +209,7 @@ class Dispatcher:
         self._cadences.keep()
         self._take_back()
         self._dispatch()
+        self._offer()
         self._doing = f"leading: {len(self._channels)} channels, {sum(self._pending.values())} pending"
         return self._doing
 
@@ -247,6 +250,7 @@ class Dispatcher:
             log.warning("may not load our functions; channels must be allowed to", error=error)
 
     def _forget(self) -> None:
+        self._offers.forget()
         if self._guard is not None:
             self._guard.doubt()
         self._read_schedules_again()
@@ -331,6 +335,9 @@ class Dispatcher:
         match message:
             case ["p", job_class, priority, count]:
                 self._pending[int(job_class), int(priority)] = int(count)
+                self._offers.see(int(job_class))
+            case ["o", job_class, incarnation]:
+                self._note_taken(int(job_class), incarnation)
             case ["r", incarnation, taken]:
                 self._freed(incarnation, int(taken))
             case ["w", incarnation, window, taken]:
@@ -633,6 +640,7 @@ class Dispatcher:
                 return
             assignments = [self._assignment(share) for share in shares]
             failpoint("dispatcher.dispatch.before")
+            self._offers.forget()
             answers = self._send(assignments)
             failpoint("dispatcher.dispatch.after")
             self._note_answer()
@@ -647,6 +655,31 @@ class Dispatcher:
     def _note_served(self, demand: Demand) -> None:
         if self._keeping.served(demand.key, self._clock.boottime()):
             self._say_what_is_kept()
+
+    def _offer(self) -> None:
+        """While nothing waits, the next job of a class need not wait for us."""
+        if self._pending or self._more_to_do:
+            return
+        self._offers.renew(self._leadership.fence, self._candidates(), self._demand_of)
+
+    def _note_taken(self, job_class: int, incarnation: str) -> None:
+        self._offers.see(job_class)
+        self._offers.taken(job_class)
+        view = self._view_of(incarnation)
+        if view is not None:
+            view.entries += 1
+
+    def _demand_of(self, job_class: int) -> Demand | None:
+        """One job of this class. None for one that is paused, or may not go everywhere at once."""
+        target = self._classes.get(job_class)
+        if target is None or target.resources or self._bounds.waits(job_class):
+            return None
+        if target.group in self._draining.paused_groups:
+            return None
+        return Demand(job_class, 0, target, 1, self._bounds.closed(job_class))
+
+    def _is_unbounded(self, demand: Demand, view: ChannelView) -> bool:
+        return not self._bounds.terms(demand.target, view, self._all_channels())
 
     def _assignment(self, share: Share) -> Assignment:
         demand, view = share.demand, self._view_of(share.incarnation)

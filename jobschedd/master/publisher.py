@@ -119,6 +119,9 @@ class Publisher(Dispatcher):
             self._doubtful = True
             super()._dispatch()
 
+    def _offer(self) -> None:
+        """What is published is heard by whoever listens: nobody can be promised a channel."""
+
     def _is_doubted(self, wire: Wire) -> bool:
         return self._clock.boottime() < wire.doubted_until
 

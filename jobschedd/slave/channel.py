@@ -480,6 +480,7 @@ class Channel:
             self._said_window = _UNKNOWN  # whoever sent them took their slots off it
         for hint in hints:
             self._take_hint(hint)
+        self._start_jobs()  # before the server is asked for more: to wake it up takes a while
         self._open.read_orders(self._received)
 
     def _order(self, entry: OrderEntry) -> Order | None:

@@ -1,10 +1,13 @@
 """The bell: what the dispatcher blocks on. Submitters, channels and the master's own moves ring it.
 
 Messages: ``p:<class>:<priority>:<count>`` a pending list grew, to so many jobs at least; ``r:<incarnation>:<taken>`` a
-channel answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``c:<incarnation>`` announced
-itself; ``l:<incarnation>`` left; ``s`` something was scheduled; ``t`` a schedule changed; ``unblock`` jobs may wait for
-one that has ended; ``d`` a drain began or ended; ``x`` tasks of an array are to be cancelled; ``f:<limit>`` somebody
-let go of a limit that others wait for; ``m`` limits were set; ``a`` messages were lost: look at everything.
+channel answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``o:<class>:<incarnation>`` a job
+took the channel that was offered to it; ``c:<incarnation>`` announced itself; ``l:<incarnation>`` left; ``s`` something
+was scheduled; ``t`` a schedule changed; ``unblock`` jobs may wait for one that has ended; ``d`` a drain began or ended;
+``x`` tasks of an array are to be cancelled; ``f:<limit>`` somebody let go of a limit that others wait for; ``m`` limits
+were set; ``a`` messages were lost: look at everything.
+
+While nothing waits for room, ``r`` and ``w`` are but *murmurs*: read with whatever rings next, and waking nobody up.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 import redis
 
 from jobschedd.store.connect import translated
+from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
 
 #: As many messages as the bell holds at most (see ``lua/record.lua``): having read that many, look at everything.
@@ -23,17 +27,24 @@ BELL_LIMIT = 10_000
 class Bell:
     """One reader's end, on a connection of its own."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Direct, keys: Keys) -> None:
         self._client = client
         self._key = keys.bell
+        self._murmurs = keys.murmurs
 
     def listen(self, patience: float) -> list[list[str]]:
         """Messages, split at the colons: at once when there are any, else within ``patience`` seconds, else none."""
+        ring = ("BLMPOP", max(patience, 0.001), 1, self._key, "LEFT", "COUNT", BELL_LIMIT)
+        # The server goes on to the second when the first has answered. What rang comes first: an entry is taken
+        # before it is answered.
+        murmur = ("LMPOP", 1, self._murmurs, "LEFT", "COUNT", BELL_LIMIT)
         with translated():
-            answer: Any = self._client.blmpop(max(patience, 0.001), 1, self._key, direction="LEFT", count=BELL_LIMIT)
-        if not answer:
-            return []
-        return [message.decode(errors="replace").split(":") for message in answer[1]]
+            answers: list[Any] = self._client.ask_all([ring, murmur])
+            for answer in answers:
+                if isinstance(answer, redis.RedisError):
+                    raise answer
+        messages = [message for answer in answers if answer for message in answer[1]]
+        return [message.decode(errors="replace").split(":") for message in messages]
 
     def ring_for_everything(self) -> None:
         """Have the leader look at everything: somebody else may have taken messages that were meant for it."""
@@ -43,4 +54,4 @@ class Bell:
     def silence(self) -> None:
         """Drop what has rung so far: the reader is about to look at everything."""
         with translated():
-            self._client.delete(self._key)
+            self._client.delete(self._key, self._murmurs)

@@ -52,6 +52,7 @@ full              string  what is over its budget: while it is there, submits ar
 quiet             string  live output is over its budget: nobody new may follow         10 s, repeated
 usage             string  what the leader measured last (JSON)                          1 minute
 bell              list    what changed, for the dispatcher to block on                  until read
+murmurs           list    what changed, and nobody need wake up for                     until read
 channels          hash    channel incarnation -> what it said of itself (JSON)          until it is reaped
 known             hash    ``<node>/<channel>`` -> its labels, when it last came (JSON)   until forgotten
 owners            hash    ``<node>/<channel>`` -> its newest incarnation                 for ever
@@ -70,6 +71,7 @@ waiters:<id>      set     further clients that wait for one job                 
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel, node/channel or group:<g> -> why (JSON)        until resumed
+offers            hash    class -> idle channel for the next job of it; fence of the leader  until used or withdrawn
 kept              string  channels that the leader keeps for jobs that need much (JSON)   while there are any
 dead              stream  messages nobody could read                                    capped
 masters           zset    masters that answer questions, by the time until they do      while any is there
@@ -127,6 +129,7 @@ class Keys:
         self.full = self.base + "full"
         self.usage = self.base + "usage"
         self.bell = self.base + "bell"
+        self.murmurs = self.base + "murmurs"
         self.channels = self.base + "channels"
         self.known = self.base + "known"
         self.owners = self.base + "owners"
@@ -136,6 +139,7 @@ class Keys:
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
         self.kept = self.base + "kept"
+        self.offers = self.base + "offers"
         self.dead = self.base + "dead"
         self.masters = self.base + "masters"
         self.hooked = self.base + "hooked"

@@ -83,6 +83,14 @@ class Assignment(msgspec.Struct, frozen=True):
     terms: bytes = b""  # what these jobs count against (see limits.Terms); empty: nothing
 
 
+class Offer(NamedTuple):
+    """The next job of this class may go to this channel incarnation while that has a free one of its slots."""
+
+    job_class: int
+    incarnation: str
+    slots: int
+
+
 class Dispatched(msgspec.Struct, frozen=True):
     """What came of an assignment. ``window`` is -1 when the incarnation's lease is gone.
 
@@ -273,15 +281,17 @@ class Moves:
         cancelled (kill). ``pause``: it is not meant to become empty.
         """
         said: dict[str, Any] = {"reason": reason, "by": by}
-        with translated():
+        with translated(), self.client.pipeline(transaction=True) as pipe:
             seconds, micro = self.client.time()
             said["since"] = now = seconds + micro / 1e6
             if within is not None:
                 said |= {"deadline": now + within, "then": then}
             if pause:
                 said["pause"] = True
-            self.client.hset(self.keys.drains, name, json.dumps(said))
-            self.client.rpush(self.keys.bell, "d")
+            pipe.hset(self.keys.drains, name, json.dumps(said))
+            pipe.delete(self.keys.offers)
+            pipe.rpush(self.keys.bell, "d")
+            pipe.execute()
 
     def resume(self, name: str) -> bool:
         """Take a drain back; whether there was one."""
@@ -295,6 +305,7 @@ class Moves:
         field, text = stored(key, limit)
         with translated(), self.client.pipeline(transaction=True) as pipe:
             pipe.hset(self.keys.limits, field, text)
+            pipe.delete(self.keys.offers)
             pipe.rpush(self.keys.bell, "m")
             pipe.execute()
 
@@ -381,6 +392,10 @@ class Moves:
             Dispatched(sent, left, entries, window, _text(bound), wait)
             for sent, left, entries, window, bound, wait in replies
         ]
+
+    def offer(self, fence: str, offers: Sequence[Offer]) -> bool:
+        """Offer these in place of those before. False where nothing is: the bell has something to say first."""
+        return bool(self._call("offer", fence, *(part for offer in offers for part in offer)))
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
         """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""

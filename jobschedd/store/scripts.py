@@ -23,9 +23,9 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from jobschedd.store.keys import Keys
 
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
-CHANNEL_LIBRARY = "jobsched_channel_1"
-REPORT, REGISTER, LEAVE = "jobsched_report_1", "jobsched_register_1", "jobsched_leave_1"
-TAKE, ANSWER = "jobsched_take_1", "jobsched_answer_1"
+CHANNEL_LIBRARY = "jobsched_channel_2"
+REPORT, REGISTER, LEAVE = "jobsched_report_2", "jobsched_register_2", "jobsched_leave_2"
+TAKE, ANSWER = "jobsched_take_2", "jobsched_answer_2"
 #: How the names of libraries of moves begin: each text has a library of its own, so that versions live side by side.
 MOVES = "jobsched_moves_"
 _SHARED_BY_ALL = ("record", "array")

@@ -174,6 +174,7 @@ CASES = {
     "dispatcher.bell.after": Case("master"),
     "dispatcher.dispatch.before": Case("master"),
     "dispatcher.dispatch.after": Case("master"),
+    "dispatcher.offer.after": Case("master", 1),
     "dispatcher.requeue.before": Case("master", 1, _kill_channel),
     "dispatcher.requeue.after": Case("master", 1, _kill_channel),
     "dispatcher.promote.after": Case("master", 1),

@@ -13,7 +13,7 @@ COMMANDS = (
     *("ping", "hello", "client|setname", "fcall", "xread", "pexpire", "xadd", "xdel", "xrange", "exists", "rpush"),
     *("rpop", "del", "get", "mget", "hget", "hset", "hmget", "hexists", "sismember"),
 )
-READS = ("job:*", "identity", "mark", "rebuilt", "loss", "abandoned")
+READS = ("job:*", "pending", "identity", "mark", "rebuilt", "loss", "abandoned")
 WRITES = (
     "announced",
     "dead",
@@ -21,6 +21,7 @@ WRITES = (
     "owners",
     "lease:*",
     "bell",
+    "murmurs",
     "results",
     "dispatch:*",
     "control:*",

@@ -16,6 +16,7 @@ from jobschedd.job import Outcome, ReportKind, State
 from jobschedd.store.channel import ChannelStore
 from jobschedd.store.connect import connect
 from jobschedd.store.moves import Moves
+from jobschedd.store.scripts import REPORT
 from jobschedd.store.survey import UNREADABLE
 from redis_server import RedisServer, wait_until
 from store_driver import KEEP, Driver
@@ -58,12 +59,33 @@ class TestRegister:
 class TestReport:
     def test_it_takes_the_entry_and_hands_the_report_in(self, driver, channel):
         job, entry = driver.dispatched(channel)
+        driver.submit()
         driver.bell()
         assert channel.report(job)
         assert channel.entries() == []
         (report,) = driver.reports()
         assert (report.job, report.attempt, report.entry) == (job, 1, entry)
         assert driver.bell() == [f"r:{channel.incarnation}:1"]
+
+    @pytest.mark.parametrize("rights", [[], ["-exists"]])
+    def test_nobody_is_woken_up_while_nothing_waits(self, driver, channel, rights):
+        job, _ = driver.dispatched(channel)
+        driver.bell()
+        driver.client.acl_setuser("slave", enabled=True, nopass=True, keys="*", commands=["+@all", *rights])
+        channel.store._client = connect(RedisConfig(url=driver.server.url, username="slave"), "slave")
+        assert channel.report(job)
+        said = f"r:{channel.incarnation}:1"
+        assert (driver.bell(), driver.client.lrange(driver.keys.murmurs, 0, -1)) == (
+            ([said], []) if rights else ([], [said.encode()])
+        )
+
+    def test_many_murmurs_ring(self, driver, channel):
+        jobs = [driver.dispatched(channel)[0] for _ in range(2)]
+        driver.bell()
+        driver.client.rpush(driver.keys.murmurs, *["r:1:1"] * 998)
+        assert all(channel.report(job) for job in jobs)
+        assert driver.bell() == [f"r:{channel.incarnation}:1"]
+        assert driver.client.llen(driver.keys.murmurs) == 1000
 
     def test_only_once(self, driver, channel):
         job, entry = driver.dispatched(channel)
@@ -86,9 +108,10 @@ class TestReport:
 
     def test_a_window_goes_with_it(self, driver, channel):
         _job, entry = driver.dispatched(channel)
+        driver.submit()
         driver.bell()
         named, arguments = channel.store._report_arguments(channel.incarnation, 7, [(entry, b"x")])
-        assert driver.client.fcall("jobsched_report_1", len(named), *named, *arguments) == [1]
+        assert driver.client.fcall(REPORT, len(named), *named, *arguments) == [1]
         assert driver.bell() == [f"w:{channel.incarnation}:7:1"]
         assert driver.client.hget(driver.keys.lease(channel.incarnation), "window") == b"7"
 
@@ -96,7 +119,7 @@ class TestReport:
         _, entry = driver.dispatched(channel)
         channel.die()
         named, arguments = channel.store._report_arguments(channel.incarnation, 7, [(entry, b"x")])
-        driver.client.fcall("jobsched_report_1", len(named), *named, *arguments)
+        driver.client.fcall(REPORT, len(named), *named, *arguments)
         assert driver.client.exists(driver.keys.lease(channel.incarnation)) == 0
 
     def test_the_history_of_a_predecessor_can_be_looked_up(self, driver, channel):
@@ -138,7 +161,7 @@ class TestRace:
                     named, arguments = channel.store._report_arguments(
                         channel.incarnation, "", [(entry, b"r") for entry, _ in some]
                     )
-                    answers = client.fcall("jobsched_report_1", len(named), *named, *arguments)
+                    answers = client.fcall(REPORT, len(named), *named, *arguments)
                     taken.update(
                         {fields[b"job"].decode(): one == 1 for (_, fields), one in zip(some, answers, strict=True)}
                     )

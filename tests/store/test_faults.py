@@ -14,7 +14,7 @@ from jobschedd.job import Outcome, ReportKind, State
 from jobschedd.store.connect import blocking, check_server, connect, translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Moves, OperationSlot, Verdict
-from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, moves_library
+from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, REPORT, moves_library
 from jobschedd.submission import submission
 from redis_server import wait_until
 from store_driver import KEEP, Driver
@@ -119,7 +119,7 @@ class TestForgetfulServer:
     def test_another_text_under_the_same_name_is_replaced(self, driver, channel):
         driver.client.function_flush()
         driver.client.function_load(
-            f"#!lua name={CHANNEL_LIBRARY}\nredis.register_function('jobsched_report_1', function() return 'old' end)"
+            f"#!lua name={CHANNEL_LIBRARY}\nredis.register_function('{REPORT}', function() return 'old' end)"
         )
         driver.moves.load_functions()
         job, _ = driver.dispatched(channel)

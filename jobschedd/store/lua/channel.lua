@@ -1,4 +1,4 @@
-#!lua name=jobsched_channel_1
+#!lua name=jobsched_channel_2
 -- What a slave may do, as functions: they run under the slave's own rights, and it needs none to load scripts.
 
 -- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
@@ -6,14 +6,24 @@ local function ring(bell, text)
   if redis.call('RPUSH', bell, text) > 10000 then redis.call('RPOP', bell) end
 end
 
+-- While nothing waits for room, the dispatcher need not wake up for this: it hears of it with whatever comes next. Who
+-- lacks the rights to these keys rings.
+local function murmur(bell, quiet, pending, text)
+  if redis.pcall('EXISTS', pending) == 0 then
+    local murmurs = redis.pcall('RPUSH', quiet, text)
+    if type(murmurs) == 'number' and murmurs < 1000 then return end
+  end
+  ring(bell, text)
+end
+
 -- report: hand in what happened to dispatch entries. An entry's report leaves the node at most once: only
 -- whoever takes the entry away may say how it ended, and a requeue takes it away too.
 -- KEYS: dispatch stream, results, bell, lease
--- ARGV: incarnation, window ('' when unchanged); then pairs: entry ('' for news that end nothing), report
+-- ARGV: incarnation, window ('' when unchanged), key of what waits, key of murmurs; then pairs: entry ('' for news that end nothing), report
 -- returns: per pair 1 (handed in) or 0 (the entry was no longer ours)
 local function report(keys, args)
   local answers, taken = {}, 0
-  for at = 3, #args, 2 do
+  for at = 5, #args, 2 do
     local entry = args[at]
     if entry == '' then
       redis.call('XADD', keys[2], '*', 'report', args[at + 1])
@@ -28,9 +38,9 @@ local function report(keys, args)
   end
   if args[2] ~= '' and redis.call('EXISTS', keys[4]) == 1 then
     redis.call('HSET', keys[4], 'window', args[2])
-    ring(keys[3], 'w:' .. args[1] .. ':' .. args[2] .. ':' .. taken)
+    murmur(keys[3], args[4], args[3], 'w:' .. args[1] .. ':' .. args[2] .. ':' .. taken)
   elseif taken > 0 then
-    ring(keys[3], 'r:' .. args[1] .. ':' .. taken)
+    murmur(keys[3], args[4], args[3], 'r:' .. args[1] .. ':' .. taken)
   end
   return answers
 end
@@ -99,8 +109,8 @@ local function answer(keys, args)
   return redis.call('PUBLISH', args[4], args[5])
 end
 
-redis.register_function{function_name = 'jobsched_take_1', callback = take, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_answer_1', callback = answer, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_report_1', callback = report, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_register_1', callback = register, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_leave_1', callback = leave, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_take_2', callback = take, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_answer_2', callback = answer, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_report_2', callback = report, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_register_2', callback = register, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_leave_2', callback = leave, flags = {'allow-oom'}}

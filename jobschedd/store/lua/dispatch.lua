@@ -4,24 +4,20 @@
 -- move: dispatch: RUNNING -> DONE
 -- (DONE: expired, or cancelled on its way back; RUNNING: an array, as a whole, when its first task goes out)
 -- WITH: holding
--- KEYS: leader pending
+-- KEYS: leader pending offers
 -- ARGV: base, fence, keep of ends that are no success (ms); then per assignment: class, priority, incarnation, at most,
 --       what its jobs count against (see holding.lua)
 -- returns: per assignment {dispatched, left in the list (at least), entries in the stream, window (-1: no lease), what
 --          bounds the rest ('': room, or nothing), for how many ms (-1: until somebody lets go)}
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now, keep = now_ms(), tonumber(ARGV[3])
+-- Who was idle may not be any more.
+call('DEL', KEY.offers)
 -- Ids that one assignment looks at beyond its room: a million tombstones must not hold up the server.
 local MOST_TOMBSTONES = 1000
 
-local function from_hex(text)
-  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
-end
-
-local function note_order(id, flags, attempt, incarnation, entry)
-  local time, number = match(entry, '^(%d+)-(%d+)$')
-  call('SETRANGE', BASE .. 'job:' .. id, MIDDLE,
-    middle(DISPATCHED, 0, flags, attempt, now, incarnation, tonumber(time), tonumber(number)))
+local function note_order(id, flags, attempt, incarnation, time, number)
+  call('SETRANGE', BASE .. 'job:' .. id, MIDDLE, middle(DISPATCHED, 0, flags, attempt, now, incarnation, time, number))
 end
 
 local function order(id, rec, r, stream, incarnation, terms)
@@ -36,7 +32,8 @@ local function order(id, rec, r, stream, incarnation, terms)
     fields[#fields + 1] = 'gpus'
     fields[#fields + 1] = table.concat(gpus, ',')
   end
-  note_order(id, r.flags, r.attempt, incarnation, call('XADD', stream, '*', unpack(fields)))
+  local time, number = match(call('XADD', stream, '*', unpack(fields)), '^(%d+)-(%d+)$')
+  note_order(id, r.flags, r.attempt, incarnation, tonumber(time), tonumber(number))
 end
 
 -- Nearly every job is one of which nothing need be looked up or told. False: this one is not.
@@ -47,10 +44,8 @@ local function order_plainly(id, rec, class, priority, stream, incarnation)
   if not is_plain(version, expires, flags) or crashes > 0 then return false end
   if state ~= PENDING or its_class ~= class or its_priority - 100 ~= priority then return false end
   attempt = attempt + 1
-  local number = attempt == 1 and '1' or attempt -- as text: a number costs the server as much as all the rest of it
-  local spec = sub(rec, 61, 60 + spec_length)
   note_order(id, 0, attempt, incarnation,
-    call('XADD', stream, '*', 'job', id, 'attempt', number, 'flags', '0', 'spec', spec))
+    send_plainly(stream, id, attempt == 1 and '1' or attempt, sub(rec, 61, 60 + spec_length)))
   return true
 end
 

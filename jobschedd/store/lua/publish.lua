@@ -17,10 +17,6 @@ local now, keep, resend = now_ms(), tonumber(ARGV[3]), ARGV[4] == 'resend'
 local MOST_TOMBSTONES = 1000
 local FIRST_DELAY, LONGEST_DELAY = 1000, 30000
 
-local function from_hex(text)
-  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
-end
-
 -- What stands behind the spec while a job has not ended: which channel it went to, and what came of that.
 local function note_of(rec, r)
   local ok, note = pcall(cmsgpack.unpack, string.sub(rec, 61 + r.spec_length))

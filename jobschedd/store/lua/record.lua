@@ -252,6 +252,18 @@ local function to_hex(bytes)
   return (string.gsub(bytes, '.', function(char) return string.format('%02x', string.byte(char)) end))
 end
 
+local function from_hex(text)
+  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
+end
+
+-- The order of a plain job, sent for the first time (or the attempt-th, which is text: a number costs the server as much
+-- as all the rest of it). Returns time and number of its entry.
+local function send_plainly(stream, id, attempt, spec)
+  local entry = call('XADD', stream, '*', 'job', id, 'attempt', attempt, 'flags', '0', 'spec', spec)
+  local time, number = match(entry, '^(%d+)-(%d+)$')
+  return tonumber(time), tonumber(number)
+end
+
 -- A hint to whichever channel has the job: repeated by those who care, so it may get lost.
 local function hint(what, id, r)
   local control = BASE .. 'control:' .. to_hex(r.incarnation)

@@ -10,10 +10,6 @@
 if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER another master leads') end
 local now = now_ms()
 
-local function from_hex(text)
-  return (string.gsub(text, '..', function(pair) return string.char(tonumber(pair, 16)) end))
-end
-
 local function has_entry(incarnation, entry)
   return #call('XRANGE', BASE .. 'dispatch:' .. incarnation, entry, entry) > 0
 end

@@ -1,6 +1,7 @@
 #!lua
--- move: submit: NONE -> PENDING, SCHEDULED, WAITING
--- WITH: create
+-- move: submit: NONE -> PENDING, SCHEDULED, WAITING, DISPATCHED
+-- (DISPATCHED: a channel was offered to the next job of its class, see offer.lua)
+-- WITH: create offered
 -- KEYS: operation workflows
 -- ARGV: base, sequence of the call, memory of the call (ms), workflow ('': none), n groups; then per group: class text,
 --       priority, delay (ms), at (ms since the epoch; 0: none), expires (ms from now), idempotency key, first id where
@@ -67,7 +68,7 @@ local answer, at = {now}, FIRST_GROUP
 for _ = 1, tonumber(ARGV[5]) do
   local priority, delay, due = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local expires, key, count = tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 8])
-  local known = key ~= '' and known_under(key)
+  local known = key ~= '' and known_under(key) or dispatch_at_once(at, at + FIXED, now)
   if known then
     answer[#answer + 1] = known
   else

@@ -1,0 +1,113 @@
+"""What the dispatcher offers, and when it stops."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobschedd.job import State
+from jobschedd.limits import parse_limit
+from jobschedd.master.offers import MOST
+from store_driver import KEEP, Driver, FakeChannel
+
+
+@pytest.fixture
+def channel(driver: Driver, master) -> FakeChannel:
+    """One that has done a job: its class is known."""
+    channel = driver.channel(window=3)
+    (job,) = driver.submit()
+    master.dispatch()
+    finish(driver, master, channel, job)
+    return channel
+
+
+def finish(driver: Driver, master, channel: FakeChannel, job: str) -> None:
+    channel.report(job)
+    master.collect()
+    master.dispatch(1)
+
+
+def test_one_after_the_other_goes_at_once(driver, master, channel):
+    for _ in range(3):
+        (job,) = driver.submit()
+        assert driver.state(job) is State.DISPATCHED
+        finish(driver, master, channel, job)
+
+
+def test_though_nobody_woke_the_dispatcher_when_it_became_idle(driver, master, channel):
+    (first,) = driver.submit()
+    master.dispatch(1)
+    channel.report(first)
+    assert driver.state(driver.submit()[0]) is State.DISPATCHED
+
+
+def test_a_busy_channel_is_not_queued_at(driver, master, channel):
+    driver.submit()
+    master.dispatch(1)
+    assert driver.state(driver.submit()[0]) is State.PENDING
+
+
+def test_an_idle_channel_is_preferred(driver, master, channel):
+    other = driver.channel("2", window=3)
+    master.dispatch(2)
+    for _ in range(2):
+        assert driver.state(driver.submit()[0]) is State.DISPATCHED
+        master.dispatch(1)
+    assert (len(channel.jobs()), len(other.jobs())) == (1, 1)
+
+
+def test_each_class_has_its_own(driver, master, channel):
+    driver.channel("2", labels=("gpu",))
+    (job,) = driver.submit(labels="gpu")
+    master.dispatch(2)
+    driver.moves.cancel([job], KEEP)
+    assert len(driver.client.hkeys(driver.keys.offers)) == 3  # and the fence
+
+
+def test_never_more_than_a_few(driver, master, channel):
+    able = driver.channel("2", labels=tuple(f"l{number}" for number in range(12)))
+    for number in range(12):
+        (job,) = driver.submit(labels=f"l{number}")
+        master.dispatch(2)
+        finish(driver, master, able, job)
+    assert len(driver.client.hkeys(driver.keys.offers)) == MOST + 1
+
+
+@pytest.mark.parametrize(("drained", "item"), [("n1", {}), ("1", {}), ("group:g", {"group": "g"})])
+def test_not_what_is_drained(driver, master, channel, drained, item):
+    (job,) = driver.submit(**item)
+    master.dispatch(1)
+    finish(driver, master, channel, job)
+    driver.moves.drain(drained, "", "me")
+    assert driver.state(driver.submit(**item)[0]) is State.PENDING
+    driver.moves.cancel(driver.pending(), KEEP)
+    master.dispatch(2)
+    assert driver.state(driver.submit(**item)[0]) is State.PENDING
+
+
+def test_not_where_a_limit_counts(driver, master, channel):
+    driver.moves.set_limit("node:n1", parse_limit("1"))
+    master.dispatch(2)
+    assert driver.state(driver.submit()[0]) is State.PENDING
+
+
+def test_not_while_something_waits(driver, master, channel):
+    driver.submit(channel="elsewhere")
+    master.dispatch(2)
+    assert not driver.client.exists(driver.keys.offers) or driver.state(driver.submit()[0]) is State.PENDING
+
+
+def test_a_job_with_wishes_is_not_offered_anything(driver, master, channel):
+    (job,) = driver.submit(limit_keys={"db": 1})
+    master.dispatch(1)
+    finish(driver, master, channel, job)
+    assert driver.state(driver.submit(limit_keys={"db": 1})[0]) is State.PENDING
+
+
+def test_the_leader_that_forgot_offers_anew(driver, master, channel):
+    master.restart_dispatcher()
+    master.dispatch(2)
+    (job,) = driver.submit()
+    assert driver.state(job) in (State.PENDING, State.DISPATCHED)
+    master.dispatch(2)
+    finish(driver, master, channel, job)
+    assert driver.state(driver.submit()[0]) is State.DISPATCHED
