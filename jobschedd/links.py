@@ -33,7 +33,7 @@ class Refs:
 
     def check(self, submission: Submission) -> Submission:
         """The same again. Raises InvalidJob for a name that is taken, or that nothing before it has."""
-        for ref in references(submission):
+        for ref in references(submission) if submission.after else ():
             if ref not in self._seen:
                 raise InvalidJob("after", f"{ref!r} is no job id, and no job before it has that ref")
         if submission.ref:

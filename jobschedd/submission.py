@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -72,6 +73,9 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     """Check every field of ``item`` (keys as in a JSONL line) and pack it. Raises InvalidJob naming the field."""
     if not isinstance(item, Mapping):
         raise InvalidJob("job", f"must be an object with fields such as command, not {type(item).__name__}")
+    if _RUN.issuperset(item):  # nearly all of many
+        spec = Spec(**{name: _FIELDS[name](name, value) for name, value in item.items() if value is not None})
+        return Submission(spec=_checked(spec, max_payload), priority=spec.priority)
     unknown = [name for name in item if name not in _FIELDS and name not in _TIMES]
     if unknown:
         raise InvalidJob(str(unknown[0])[:100], "unknown field; known are " + ", ".join(sorted((*_FIELDS, *_TIMES))))
@@ -92,7 +96,7 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     all_channels = values.pop("all_channels", False)
     values["all_nodes"] = all_channels or values.pop("all", False)
     spec = Spec(**values)
-    _check_what(spec)
+    packed = _checked(spec, max_payload)
     if spec.key_scope and not spec.key:
         raise InvalidJob("key_scope", "says how long a key is taken: give a key, too")
     everywhere = CHANNELS if all_channels else NODES if spec.all_nodes else ""
@@ -102,9 +106,6 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
         times.setdefault("expires_ms", CATCH_UP_MS)
         if hold or spec.after:
             raise InvalidJob("hold" if hold else "after", "is not for jobs for all nodes")
-    packed = encode(spec)
-    if len(packed) > max_payload:
-        raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
     flags = 0 if spec.retry_on_loss else _NO_RETRY_ON_LOSS
     flags |= (_FOLLOWED if follow else 0) | (_KEYED if spec.key else 0)
     flags |= _HELD if hold else 0
@@ -124,15 +125,26 @@ def submission(item: Mapping[str, Any], max_payload: int = MAX_PAYLOAD) -> Submi
     )
 
 
+def _checked(spec: Spec, max_payload: int) -> bytes:
+    """The spec, packed, if its parts go together."""
+    _check_what(spec)
+    packed = encode(spec)
+    if len(packed) > max_payload:
+        raise InvalidJob("job", f"is {len(packed)} bytes packed; the limit is {max_payload}")
+    return packed
+
+
 def _check_what(spec: Spec) -> None:
-    given = [name for name in ("command", "shell", "function") if getattr(spec, name) is not None]
-    if len(given) != 1:
+    if (spec.command is None) + (spec.shell is None) + (spec.function is None) != 2:
+        given = [name for name in ("command", "shell", "function") if getattr(spec, name) is not None]
         problem = "give one of command, shell, function" if not given else f"{' and '.join(given)} exclude each other"
         raise InvalidJob(given[1] if given else "command", problem)
     if spec.function is None and (spec.args or spec.kwargs):
         raise InvalidJob("args" if spec.args else "kwargs", "only a function takes them; a command has its argv")
     if spec.function is not None and spec.stdin:
         raise InvalidJob("stdin", "only a command has a standard input")
+    if not (spec.command or spec.env):
+        return
     strings = (*(spec.command or ()), *(f"{name}={value}" for name, value in spec.env.items()))
     size = sum(len(part.encode()) + 1 + _POINTER for part in strings)
     if size > LARGEST_ARGV:
@@ -279,6 +291,11 @@ def _expression(field: str, value: Any) -> str:
 
 
 def _function(field: str, value: Any) -> str:
+    return _function_name(field, str(value)) if isinstance(value, str) else _text(field, value)
+
+
+@lru_cache(maxsize=1024)
+def _function_name(field: str, value: str) -> str:
     text = _text(field, value, 512)
     if FUNCTION.fullmatch(text) is None:
         raise InvalidJob(field, f"{_shown(text)} is no function: write package.module:function")
@@ -564,5 +581,10 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "on_success": _hooks,
     "on_failure": _hooks,
 }
+#: Those that say only what to run and how: neither where nor when, nor what it counts against.
+_RUN = frozenset(
+    "command shell function args kwargs name priority retries retry_delay retry_max_delay retry_on timeout lost_after "
+    "overlap max_crashes env cwd stdin submitter".split()
+)
 _OWN_RESOURCES = (SLOTS, "cpus", "memory", "gpus")
 _TIMES = ("delay", "at", "expires")
