@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -31,6 +33,8 @@ _LONGEST_LINE = 16 << 20
 #: Different targets to look up, so that a typing error in a channel is noticed.
 _MOST_TARGETS = 1000
 
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Line = tuple[int, bytes]
 Numbered = tuple[int, Submission]
 
@@ -102,9 +106,9 @@ class _Feed:
     def accepted(self) -> Iterator[list[str]]:
         """The ids of one batch after the other."""
         for lines in self._batches():
-            yield from self._submit(lines)
+            yield from _one_ahead(self._send, self._chunks(lines))
 
-    def _submit(self, lines: list[Line]) -> Iterator[list[str]]:
+    def _chunks(self, lines: list[Line]) -> Iterator[list[Numbered]]:
         chunk: list[Numbered] = []
         size = 0
         bad: BadLine | None = None
@@ -115,12 +119,12 @@ class _Feed:
                 bad = error
                 break
             if chunk and (len(chunk) == CHUNK or size + job.size > CHUNK_BYTES):
-                yield self._send(chunk)
+                yield chunk
                 chunk, size = [], 0
             chunk.append((number, job))
             size += job.size
         if chunk:
-            yield self._send(chunk)
+            yield chunk
         if bad is not None:
             raise bad
 
@@ -170,6 +174,42 @@ class _Feed:
             number += len(lines)
         if rest.strip():
             yield [(number + 1, rest)]
+
+
+def _one_ahead(send: Callable[[Item], Answer], items: Iterator[Item]) -> Iterator[Answer]:
+    """The answers to all items, in order: the next one is made ready while the server is at work on the last.
+
+    Where ``items`` ends with a bad line, that comes last.
+    """
+    under_way: Future[Answer] | None = None
+    bad: BadLine | None = None
+    more = True
+    while more:
+        try:
+            item = next(items, None)
+        except BadLine as error:
+            item, bad = None, error
+        more = item is not None
+        before = None if under_way is None else under_way.result()
+        under_way = None if item is None else _begun(send, item)
+        if before is not None:
+            yield before
+    if bad is not None:
+        raise bad
+
+
+def _begun(send: Callable[[Item], Answer], item: Item) -> Future[Answer]:
+    """In a thread that does not keep a process that was told to end."""
+    answer: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(send(item))
+        except BaseException as error:  # noqa: BLE001 - raised where the answer is awaited
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="jobsched feed", daemon=True).start()
+    return answer
 
 
 class _Progress:
