@@ -24,8 +24,8 @@ from jobschedd.store.scripts import REPORT, script
 Figures = dict[str, Any]
 FUNCTIONS, COMMANDS, SAMPLES = 40_000, 3000, 300
 BATCH = 1000
-#: Steps of a job's journey, each from the call before.
-JOURNEY = ("submitted", "dispatched", "reported", "collected", "in the submitter's hands")
+#: Steps of a job's journey, each from the call before. It is dispatched with its submit, to the channel that was offered.
+JOURNEY = ("submitted", "reported", "collected", "in the submitter's hands")
 
 
 def measure(options: argparse.Namespace) -> Figures:
@@ -154,7 +154,7 @@ def _lone(made: Lab) -> tuple[float, float]:
 class _Seen(threading.Thread):
     """Which of the calls of a journey the server saw when; its clock is ours, for it runs here."""
 
-    CALLS = (script("submit").function, script("dispatch").function, REPORT, script("collect").function)
+    CALLS = (script("submit").function, REPORT, script("collect").function)
 
     def __init__(self, made: Lab) -> None:
         super().__init__(daemon=True)
