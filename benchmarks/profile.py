@@ -24,7 +24,7 @@ from jobschedd.store.scripts import REPORT, script
 Figures = dict[str, Any]
 FUNCTIONS, COMMANDS, SAMPLES = 40_000, 3000, 300
 BATCH = 1000
-#: Steps of a job's journey, each from the call before. It is dispatched with its submit, to the channel that was offered.
+#: Steps of a job's journey, each from the call before. The submit dispatches it, to the channel that was offered.
 JOURNEY = ("submitted", "reported", "collected", "in the submitter's hands")
 
 
