@@ -267,12 +267,13 @@ class Placement:
 
     def _serve(self, room: _Room, rank: int, group: str, queue: list[Demand], wanted: int) -> int:
         """Up to ``wanted`` jobs of one group; how many there were."""
-        served = 0
+        served, alone = 0, wanted >= room.most
         for demand in queue:
             if served >= wanted or room.over:
                 break
             candidates = room.candidates(demand)
-            given = self._divide(candidates, min(room.left(demand), wanted - served, room.most), demand.slots)
+            count = min(room.left(demand), wanted - served, room.most)
+            given = self._divide(candidates, count, demand.slots, room.left(demand) if alone else count)
             if given and not served:
                 self._last[rank, group] = demand.job_class
             for channel in candidates:
@@ -285,11 +286,25 @@ class Placement:
         last = self._last.get((rank, group), -1)
         return [peer for peer in peers if peer.job_class > last] + [peer for peer in peers if peer.job_class <= last]
 
-    def _divide(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
-        """Who gets how many of ``count`` jobs that take ``slots`` slots each."""
-        if count >= sum(channel.room // slots for channel in candidates):
-            return {channel.incarnation: channel.room // slots for channel in candidates}
+    def _divide(self, candidates: Sequence[ChannelView], count: int, slots: int, waiting: int) -> dict[str, int]:
+        """Who gets how many of ``count`` jobs that take ``slots`` slots each; in the next passes more follow, up to
+        ``waiting`` in all.
+        """
+        if waiting >= sum(channel.room // slots for channel in candidates):
+            return self._one_by_one(candidates, count, slots, waiting)
+        if waiting > count and self.policy == "least_loaded":
+            return self._one_by_one(candidates, count, slots, waiting // len(candidates))
         return getattr(self, f"_{self.policy}")(candidates, count, slots)  # type: ignore[no-any-return]
+
+    def _one_by_one(self, candidates: Sequence[ChannelView], count: int, slots: int, most: int) -> dict[str, int]:
+        """One channel after the other gets its whole part, ``most`` at most, the least loaded first: more than this can
+        give is on its way, and few large shares cost the store less than many small ones.
+        """
+        given: dict[str, int] = {}
+        for channel in sorted(candidates, key=lambda channel: channel.load):
+            given[channel.incarnation] = min(count, channel.room // slots, max(1, most))
+            count -= given[channel.incarnation]
+        return given
 
     def _least_loaded(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
         """One by one to whichever is least loaded then; equals in random order."""

@@ -276,6 +276,31 @@ class TestPolicies:
             first += given_out(turn.place([demand(1, 1)], views, 1000))
         assert len(first) == 3 and min(first.values()) > 50
 
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_where_all_will_be_full_few_get_much(self, policy):
+        channels = [channel(str(number), window=100, entries=number % 2) for number in range(50)]
+        shares = placement(policy).place([demand(1, 1_000_000)], channels, 1000)
+        assert sorted(share.count for share in shares) == [*[100] * 10]
+        assert {int(share.incarnation.removeprefix("inc-")) % 2 for share in shares} == {0}, "the emptier first"
+
+    def test_a_backlog_that_takes_many_passes_is_shared_out_in_parts(self):
+        channels = [channel(str(number), window=500) for number in range(100)]
+        drawn, left, placed = Counter(), 5000, placement()
+        while left:
+            shares = placed.place([demand(1, left)], channels, 1000)
+            assert sum(share.count for share in shares) == min(1000, left)
+            assert len(shares) <= 51 or left <= 1000
+            drawn.update({share.incarnation: share.count for share in shares})
+            left -= sum(share.count for share in shares)
+        assert max(drawn.values()) - min(drawn.values()) <= 20
+
+    def test_the_last_of_a_backlog_level_the_channels(self):
+        channels = [channel(str(number), window=500, entries=100 * (number == 0)) for number in range(4)]
+        left, placed = 1900, placement()
+        while left:
+            left -= sum(share.count for share in placed.place([demand(1, left)], channels, 1000))
+        assert sorted(view.entries for view in channels) == [500] * 4
+
     def test_round_robin_goes_on_where_it_stopped(self):
         order = []
         turn = placement("round_robin")
