@@ -253,6 +253,9 @@ class Executor:
                 if self._is_free(slot):
                     return slot
             return None
+        if len(self._slots) == 1:
+            (slot,) = self._slots
+            return slot if slot not in self._commands and self._in_flight(slot) < self.depth else None
         open_slots = [slot for slot in self._slots if slot not in self._commands and self._in_flight(slot) < self.depth]
         return min(open_slots, key=lambda slot: (self._in_flight(slot), slot not in self._runners), default=None)
 
