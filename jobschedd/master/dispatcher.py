@@ -291,6 +291,7 @@ class Dispatcher:
             if info is not None:
                 views[incarnation] = self._channels.get(incarnation) or self._view(incarnation, info)
         self._channels = views
+        self._offers.forget()
         self._see_leases(*self._moves.reap(self._leadership.fence, list(views)))
         self._open_and_close()
         self._draining.acknowledge(self._leadership.fence)
@@ -419,6 +420,7 @@ class Dispatcher:
     def _say_goodbye(self, incarnation: str) -> None:
         self._left.add(incarnation)
         view = self._channels.pop(incarnation, None)
+        self._offers.forget()
         self._remembered.pop(incarnation, None)
         if view is not None:
             log.info("channel left", channel=f"{view.node}/{view.name}", incarnation=incarnation)
@@ -616,6 +618,7 @@ class Dispatcher:
             )
         if answer.reason != "alive" and not answer.left:
             del self._channels[incarnation]
+            self._offers.forget()
             self._remembered.pop(incarnation, None)
 
     def _requeue(self, incarnation: str, missing_since: int) -> Requeued:

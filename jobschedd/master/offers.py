@@ -7,7 +7,7 @@ anything waits (see ``lua/offer.lua`` and ``lua/submit.lua``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from jobschedd.failpoints import failpoint
 from jobschedd.master.placement import ChannelView, Demand, Placement, able
@@ -15,6 +15,8 @@ from jobschedd.store.moves import Moves, Offer
 
 #: Classes that have an offer at a time: those seen last.
 MOST = 8
+#: Channels that are compared, drawn from a large fleet: each lone job has this done once.
+MOST_COMPARED = 64
 
 Find = Callable[[int], Demand | None]
 
@@ -65,16 +67,24 @@ class Offers:
     def _names(self) -> dict[int, str]:
         return {job_class: view.incarnation for job_class, view in self._made.items()}
 
-    def _choose(self, demand: Demand | None, views: Iterable[ChannelView]) -> ChannelView | None:
+    def _choose(self, demand: Demand | None, views: Sequence[ChannelView]) -> ChannelView | None:
         """By the policy that holds for every dispatch."""
         if demand is None:
             return None
-        fit = {view.incarnation: view for view in able(demand.target, views) if self._may_take(demand, view)}
+        fit = {
+            view.incarnation: view for view in able(demand.target, self._some(views)) if self._may_take(demand, view)
+        }
         for share in self._placement.place([demand], filter(_is_idle, fit.values()), 1):
             view = fit[share.incarnation]
             view.entries -= demand.slots  # it has not got it yet
             return view
         return min(fit.values(), key=lambda view: view.load, default=None)
+
+    def _some(self, views: Sequence[ChannelView]) -> Sequence[ChannelView]:
+        """Some of many, unless all have their turn."""
+        if len(views) <= MOST_COMPARED or self._placement.policy == "round_robin":
+            return views
+        return self._placement.random.sample(views, MOST_COMPARED)
 
 
 def _is_idle(view: ChannelView) -> bool:

@@ -84,6 +84,27 @@ def test_not_what_is_drained(driver, master, channel, drained, item):
     assert driver.state(driver.submit(**item)[0]) is State.PENDING
 
 
+def test_a_channel_that_is_gone_is_replaced(driver, master, channel):
+    gone = channel
+    for number in (2, 3):
+        left = driver.channel(str(number), window=3)
+        gone.leave()
+        master.dispatch(2)
+        (job,) = driver.submit()
+        assert driver.state(job) is State.DISPATCHED and left.jobs() == [job]
+        finish(driver, master, left, job)
+        gone = left
+
+
+def test_of_a_large_fleet_some_are_compared(driver, master, channel):
+    for number in range(80):
+        driver.channel(str(number + 2), window=3)
+    master.dispatch(2)
+    for _ in range(5):
+        assert driver.state(driver.submit()[0]) is State.DISPATCHED
+        master.dispatch(1)
+
+
 def test_not_where_a_limit_counts(driver, master, channel):
     driver.moves.set_limit("node:n1", parse_limit("1"))
     master.dispatch(2)
