@@ -458,6 +458,15 @@ class TestRecheck:
     def lose(self, driver, child):
         assert driver.client.delete(driver.keys.awaits(child)) == 1
 
+    def test_the_list_of_ends_is_gone(self, driver, channel):
+        parent, _ = driver.dispatched(channel)
+        children = [driver.submit(after=[parent])[0] for _ in range(3)]
+        driver.end(parent)
+        assert driver.client.delete(driver.keys.unblocking) == 1
+        driver.moves.recheck(driver.fence, 1000)
+        driver.moves.unblock(driver.fence, KEEP, 10)
+        assert sorted(driver.pending()) == children and rest(driver) == set()
+
     def test_what_it_waits_for_is_gone(self, driver, channel):
         """It waits on, for those that have not ended."""
         ended, open_, other = (driver.dispatched(channel)[0] for _ in range(3))

@@ -22,6 +22,18 @@ local function look_again(one, parent)
   return 1
 end
 
+-- The list of ends to tell was lost: who was to be told of them is told by us, and their lists tell nobody any more.
+local LATEST = 1000
+local function drop_what_tells_nobody()
+  local told = {}
+  for _, one in ipairs(call('LRANGE', KEY.unblocking, 0, -1)) do told[match(one, '^%d+')] = true end
+  local last = tonumber(call('GET', BASE .. 'unblocks') or '0')
+  for number = math.max(1, last - LATEST), last do
+    local name = string.format('%.0f', number)
+    if not told[name] then call('DEL', BASE .. 'unblocking:' .. name) end
+  end
+end
+
 for _, id in ipairs(call('ZRANGE', KEY.waiting, 0, left - 1)) do
   if left <= 0 then break end
   looked = looked + 1
@@ -49,4 +61,5 @@ for _, id in ipairs(call('ZRANGE', KEY.waiting, 0, left - 1)) do
     call('ZADD', KEY.waiting, now, id)
   end
 end
+if mended > 0 then drop_what_tells_nobody() end
 return {looked, mended}
