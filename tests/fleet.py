@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import Cluster
-from redis_server import RedisServer
+from jobschedd.store.keys import Keys
+from redis_server import RedisServer, wait_until
 
 CHANNELS = ["1", {"name": "gpu", "slots": 2, "labels": ["gpu"]}]
 
@@ -19,6 +20,9 @@ def fleet() -> Iterator[Cluster]:
     cluster = Cluster(server.url)
     try:
         cluster.start(["master", "slave"], node="n1", channels=CHANNELS)
+        with server.client() as admin:
+            # Ready it is before it leads, and before its channels are known.
+            wait_until(lambda: admin.exists(Keys(cluster.namespace).leader), 10, f"somebody leads\n{cluster.logs()}")
         yield cluster
         print(cluster.logs())
     finally:
