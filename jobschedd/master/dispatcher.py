@@ -673,15 +673,12 @@ class Dispatcher:
             view.entries += 1
 
     def _demand_of(self, job_class: int) -> Demand | None:
-        """One job of this class. None for one that is paused, or may not go everywhere at once."""
+        """One job of this class."""
         target = self._classes.get(job_class)
-        if target is None or target.resources or self._bounds.waits(job_class):
-            return None
-        if target.group in self._draining.paused_groups:
-            return None
-        return Demand(job_class, 0, target, 1, self._bounds.closed(job_class))
+        return None if target is None else Demand(job_class, 0, target, 1)
 
     def _is_unbounded(self, demand: Demand, view: ChannelView) -> bool:
+        """It counts against nothing: it has no group that may be paused, no limit, and takes one slot and no more."""
         return not self._bounds.terms(demand.target, view, self._all_channels())
 
     def _assignment(self, share: Share) -> Assignment:

@@ -2,7 +2,7 @@
 
 That job goes to its channel in the same step that accepts it, and does not wait for this process to wake up: on an idle
 system that is a fifth of its time. An offer is for one job, stands only while its leader leads, and is void as soon as
-anything waits (see ``lua/offer.lua`` and ``lua/submit.lua``).
+anything waits (see ``lua/offer.lua`` and ``lua/offered.lua``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -66,13 +66,18 @@ class Script:
         """Its name in the library."""
         return f"{moves_library()[0]}_{self.name}"
 
-    @property
+    @cached_property
     def text(self) -> str:
         """What is evaluated where there are no functions."""
         shebang = f"#!lua flags={','.join(self._source.flags)}" if self._source.flags else "#!lua"
         shared = "\n".join(map(_text, (*_SHARED_BY_ALL, *self._source.shares)))
         head = f"local BASE, KEY = ARGV[1], {self._source.key_table}"
         return f"{shebang}\n{head}\n{shared}\nbegin_call()\n{self._source.body}"
+
+    @cached_property
+    def sha(self) -> str:
+        """The server's own name for that text."""
+        return hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - a name
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
         """Run it; load it when the server lost it. ``fixed`` gives keys that are no attributes of ``Keys``."""
@@ -98,7 +103,7 @@ class Script:
 
     def _evaluate(self, client: redis.Redis, arguments: tuple[Any, ...]) -> Any:
         try:
-            return client.evalsha(hashlib.sha1(self.text.encode()).hexdigest(), *arguments)  # noqa: S324 - its name
+            return client.evalsha(self.sha, *arguments)
         except NoScriptError:
             # Loads it too, and in the same step: between two, somebody might flush the scripts again.
             return client.eval(self.text, *arguments)
