@@ -2,7 +2,8 @@
 
 Three steps a batch, in this order: the verdicts (one script call, fenced; they also wake the waiters), the
 history (one transaction, insert-or-ignore), the deletion from the result stream. A crash between two of them
-repeats a step and changes nothing. SQLite is off the latency path.
+repeats a step and changes nothing. SQLite is off the latency path. Under load two batches are under way: while the
+server judges one, the rows of the one before are made and written.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from jobschedd.master.deaths import Deaths
 from jobschedd.master.history import History, Row, row, weight
 from jobschedd.master.retries import Again, End, decide
 from jobschedd.outage import Outage
-from jobschedd.store.moves import Moves, Verb, Verdict
+from jobschedd.store.moves import Judged, Moves, Verb, Verdict
 from jobschedd.store.results import ResultEntry, ResultStream
 from jobschedd.store.survey import Survey
 
@@ -106,6 +107,7 @@ class Collector:
         self._fence = ""
         self._random = random.Random()
         self._deaths = Deaths()
+        self._judged: list[tuple[Incoming, End | Again | None, Judged]] = []  # those of which no rows were made yet
         self._unwritten: list[tuple[str, Row | None]] = []
         self._unwritten_bytes = 0
         self._read_again = False
@@ -136,7 +138,9 @@ class Collector:
         if entries:
             failpoint("collector.read.after")
             self._collect(entries)
-        self._write_history()
+        if not self._results.reads_ahead:
+            self._make_rows()
+            self._write_history()
         return "collecting"
 
     def _patience(self) -> float:
@@ -169,6 +173,7 @@ class Collector:
         if reports:
             self._judge(reports)
         if ended:
+            self._make_rows()
             self._note_ended(ended)
 
     def _read_report(self, entry: ResultEntry) -> Incoming | None:
@@ -218,12 +223,21 @@ class Collector:
         arguments: list[Any] = []
         for incoming, decision in zip(reports, decisions, strict=True):
             arguments += self._ask(incoming.report, decision)
-        verdicts = self._moves.collect(self._fence, arguments)
+        verdicts = self._moves.begin_collect(self._fence, arguments)
+        # While the server judges these, those before go into the history.
+        self._make_rows()
+        self._write_history()
+        self._judged = list(zip(reports, decisions, verdicts(), strict=True))
         failpoint("collector.verdict.after")
-        for incoming, decision, (verdict, record) in zip(reports, decisions, verdicts, strict=True):
-            self._keep_row(incoming.entry, self._row_of(incoming, decision, verdict, record))
+        for incoming, _, (verdict, _) in self._judged:
             if verdict is Verdict.ACCEPTED:
                 self._learn_of_deaths(incoming.report)
+
+    def _make_rows(self) -> None:
+        """Of the reports that were judged last."""
+        judged, self._judged = self._judged, []
+        for incoming, decision, (verdict, record) in judged:
+            self._keep_row(incoming.entry, self._row_of(incoming, decision, verdict, record))
 
     def _learn_of_deaths(self, report: Report) -> None:
         if report.kind is ReportKind.CRASHED:
@@ -370,5 +384,6 @@ class Collector:
         self._read_again = False
 
     def _forget_rows(self) -> None:
+        self._judged = []
         self._unwritten.clear()
         self._unwritten_bytes = 0

@@ -43,15 +43,23 @@ class Direct(redis.Redis):
         """Send commands at one go; their answers as they came, errors of the server among them."""
         line = self._take()
         try:
-            answers = line.exchange(b"".join(map(_packed, commands)), len(commands))
+            line.send(b"".join(map(_packed, commands)))
+            answers = line.receive(len(commands))
         except BaseException:
             line.close()  # an answer that nobody took would be taken for that to the next command
             raise
-        if any(_is_of_no_use_after(answer) for answer in answers):
-            line.close()
-        else:
-            self._idle.append(line)
+        self._give_back(line, answers)
         return answers
+
+    def begin(self, *command: Any) -> Asked:
+        """Send a command and go on: its answer is fetched later. Raises the library's errors."""
+        line = self._take()
+        try:
+            line.send(_packed(command))
+        except BaseException:
+            line.close()
+            raise
+        return Asked(self, line)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """As the library's; without a transaction it takes the short way, too."""
@@ -71,6 +79,12 @@ class Direct(redis.Redis):
         shape = shapes.get(command[0])
         return answer if shape is None else shape(answer, **options)
 
+    def _give_back(self, line: _Line, answers: Sequence[Any]) -> None:
+        if any(_is_of_no_use_after(answer) for answer in answers):
+            line.close()
+        else:
+            self._idle.append(line)
+
     def _take(self) -> _Line:
         while self._idle:
             try:
@@ -81,6 +95,30 @@ class Direct(redis.Redis):
                 return line
             line.close()
         return _Line(new_connection(self))
+
+
+class Asked:
+    """A command that was sent. Until it is answered or dropped it has a connection of its own."""
+
+    def __init__(self, client: Direct, line: _Line) -> None:
+        self._client = client
+        self._line = line
+
+    def answer(self) -> Any:
+        """Wait for the answer: call it once. Raises the library's errors."""
+        try:
+            (answer,) = self._line.receive(1)
+        except BaseException:
+            self._line.close()
+            raise
+        self._client._give_back(self._line, [answer])
+        if isinstance(answer, RedisError):
+            raise answer
+        return answer
+
+    def drop(self) -> None:
+        """Nobody wants the answer any more."""
+        self._line.close()
 
 
 class _Batch(Pipeline):
@@ -128,11 +166,17 @@ class _Line:
         """Ours, and silent: what can be read before we asked is the server's goodbye."""
         return self._pid == os.getpid() and not self._poll.poll(0)
 
-    def exchange(self, request: bytes, count: int) -> list[Any]:
-        """Send ``request``, read ``count`` answers."""
-        answers: list[Any] = []
+    def send(self, request: bytes) -> None:
+        """All of it."""
         try:
             self._socket.sendall(request)
+        except OSError as error:
+            raise _as_the_library_says(error) from error
+
+    def receive(self, count: int) -> list[Any]:
+        """So many answers."""
+        answers: list[Any] = []
+        try:
             while len(answers) < count:
                 if (answer := self._reader.gets()) is not False:
                     answers.append(answer)
@@ -141,14 +185,18 @@ class _Line:
                 if not data:
                     raise redis.ConnectionError("Connection closed by server.")
                 self._reader.feed(data)
-        except TimeoutError as error:
-            raise redis.TimeoutError("no answer in time") from error
         except OSError as error:
-            raise redis.ConnectionError(f"the connection broke: {error}") from error
+            raise _as_the_library_says(error) from error
         return answers
 
     def close(self) -> None:
         self._connection.disconnect()
+
+
+def _as_the_library_says(error: OSError) -> RedisError:
+    if isinstance(error, TimeoutError):
+        return redis.TimeoutError("no answer in time")
+    return redis.ConnectionError(f"the connection broke: {error}")
 
 
 def _is_of_no_use_after(answer: Any) -> bool:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-import redis
 
 from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission, flags_of
 from jobschedd.limits import Rate, stored
 from jobschedd.store.connect import translated
+from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, channel_library, load_moves, moves_library, script
 
@@ -41,6 +41,10 @@ class Verdict(IntEnum):
 
 _LIBRARY_OF_MOVES = re.compile(rb"%b[0-9a-f]+" % MOVES.encode())
 _VERDICTS = {int(verdict): verdict for verdict in Verdict}
+
+
+#: A verdict, and the record before it where the history needs that.
+Judged = tuple[Verdict, bytes | None]
 
 
 class CancelAnswer(IntEnum):
@@ -180,7 +184,7 @@ class OperationSlot:
 class Moves:
     """Every change of the namespace's state. One instance per process (and client connection)."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Direct, keys: Keys) -> None:
         self.client = client
         self.keys = keys
 
@@ -397,10 +401,21 @@ class Moves:
         """Offer these in place of those before. False where nothing is: the bell has something to say first."""
         return bool(self._call("offer", fence, *(part for offer in offers for part in offer)))
 
-    def collect(self, fence: str, arguments: Sequence[Any]) -> list[tuple[Verdict, bytes | None]]:
+    def collect(self, fence: str, arguments: Sequence[Any]) -> list[Judged]:
         """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
-        replies = self._call("collect", fence, *arguments)
-        return [(_VERDICTS[reply[0]], reply[1] if len(reply) > 1 else None) for reply in replies]
+        return self.begin_collect(fence, arguments)()
+
+    def begin_collect(self, fence: str, arguments: Sequence[Any]) -> Callable[[], list[Judged]]:
+        """Have them judged, and go on: what comes back waits for the verdicts, once."""
+        with translated():
+            answer = script("collect").begin(self.client, self.keys, fence, *arguments)
+
+        def judged() -> list[Judged]:
+            with translated():
+                replies = answer()
+            return [(_VERDICTS[reply[0]], reply[1] if len(reply) > 1 else None) for reply in replies]
+
+        return judged
 
     def requeue(self, fence: str, incarnation: str, missing_since: int, keep_ms: int, most: int) -> Requeued:
         """Take about ``most`` entries from an incarnation without a lease; forget it once it has none left.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jobschedd.store.connect import translated
-from jobschedd.store.direct import Direct
+from jobschedd.store.direct import Asked, Direct
 from jobschedd.store.keys import Keys
 
 #: Reports that one read may bring, and the bytes that it is meant to stay below: a report may hold a megabyte.
@@ -30,22 +30,43 @@ class ResultStream:
         self._key = keys.results
         self._last = "0"
         self._count = _FEWEST
+        self._asked: Asked | None = None  # for what follows
 
     def rewind(self) -> None:
         """Start at the oldest uncollected entry again."""
         self._last = "0"
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.drop()
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the next entries are on their way already: it was as much as one read may bring."""
+        return self._asked is not None
 
     def read(self, patience: float) -> list[ResultEntry]:
         """New entries, at once when there are any, else within ``patience`` seconds, else none."""
-        block = max(1, round(patience * 1000))
         with translated():
-            answer = self._client.ask("XREAD", "COUNT", self._count, "BLOCK", block, "STREAMS", self._key, self._last)
-        if not answer:
-            return []
-        entries = [ResultEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in answer[0][1]]
-        self._last = entries[-1].id
-        self._adapt(entries)
+            answer = self._answer_ahead() or self._wait(max(1, round(patience * 1000)))
+            if not answer:
+                return []
+            entries = [ResultEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in answer[0][1]]
+            self._last = entries[-1].id
+            self._go_on(entries)
         return entries
+
+    def _answer_ahead(self) -> Any:
+        asked, self._asked = self._asked, None
+        return None if asked is None else asked.answer()
+
+    def _wait(self, milliseconds: int) -> Any:
+        return self._client.ask("XREAD", "COUNT", self._count, "BLOCK", milliseconds, "STREAMS", self._key, self._last)
+
+    def _go_on(self, entries: list[ResultEntry]) -> None:
+        is_full = len(entries) == self._count
+        self._adapt(entries)
+        if is_full:  # the server has the next ones ready while we deal with these
+            self._asked = self._client.begin("XREAD", "COUNT", self._count, "STREAMS", self._key, self._last)
 
     def _adapt(self, entries: list[ResultEntry]) -> None:
         """How many to ask for next: as many of this size as a read may bring, growing step by step."""

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
 
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
@@ -81,22 +83,41 @@ class Script:
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
         """Run it; load it when the server lost it. ``fixed`` gives keys that are no attributes of ``Keys``."""
-        names = [fixed.get(name) or getattr(keys, name) for name in self.key_names]
-        arguments = (len(names), *names, keys.base, *args)
+        arguments = self._arguments(keys, args, fixed)
         if client not in _without_functions:
             try:
                 return self._call_function(client, arguments)
             except NoPermissionError as error:
-                if "FCALL" not in str(error).upper() and "FUNCTION" not in str(error).upper():
+                if not _is_about_functions(error):
                     raise  # it has the right to call functions, and not to what this one does
                 _without_functions.add(client)
         return self._evaluate(client, arguments)
+
+    def begin(self, client: Direct, keys: Keys, *args: Any) -> Callable[[], Any]:
+        """Send it, and go on: what comes back waits for the answer, once."""
+        if client in _without_functions:
+            return partial(self.call, client, keys, *args)
+        asked = client.begin("FCALL", self.function, *self._arguments(keys, args, {}))
+
+        def answer() -> Any:
+            try:
+                return asked.answer()
+            except ResponseError as error:
+                if not (_is_missing(error) or _is_about_functions(error)):
+                    raise
+            return self.call(client, keys, *args)  # nothing has happened yet
+
+        return answer
+
+    def _arguments(self, keys: Keys, args: tuple[Any, ...], fixed: Mapping[str, str]) -> tuple[Any, ...]:
+        names = [fixed.get(name) or getattr(keys, name) for name in self.key_names]
+        return (len(names), *names, keys.base, *args)
 
     def _call_function(self, client: redis.Redis, arguments: tuple[Any, ...]) -> Any:
         try:
             return client.fcall(self.function, *arguments)
         except ResponseError as error:
-            if "function not found" not in str(error).lower():
+            if not _is_missing(error):
                 raise
         load_moves(client)
         return client.fcall(self.function, *arguments)
@@ -107,6 +128,15 @@ class Script:
         except NoScriptError:
             # Loads it too, and in the same step: between two, somebody might flush the scripts again.
             return client.eval(self.text, *arguments)
+
+
+def _is_missing(error: ResponseError) -> bool:
+    return "function not found" in str(error).lower()
+
+
+def _is_about_functions(error: ResponseError) -> bool:
+    text = str(error).upper()
+    return isinstance(error, NoPermissionError) and ("FCALL" in text or "FUNCTION" in text)
 
 
 def load_moves(client: redis.Redis) -> None:
