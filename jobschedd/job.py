@@ -12,7 +12,7 @@ import enum
 import functools
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -458,7 +458,7 @@ def decode_header(data: bytes) -> Header:
         raise ProtocolError(f"record too short: {len(data)} bytes")
     version, priority, tries, crashes, job_class, waiter, *rest = _HEADER.unpack_from(data)
     if version != RECORD_VERSION:
-        raise ProtocolError(f"record of version {version}; this program reads version {RECORD_VERSION}")
+        raise _foreign(version)
     submitted, submitted_high, expires, expires_high, state, outcome, flags, attempt, *rest = rest
     since, since_high, incarnation, time, time_high, number, _ = rest
     time |= time_high << 32
@@ -495,6 +495,34 @@ class Record(msgspec.Struct, frozen=True):
     header: Header
     spec: bytes
     result: bytes
+
+
+class Past(NamedTuple):
+    """What the history keeps of a record that was dispatched. Times in milliseconds since the epoch; 0: none."""
+
+    attempt: int
+    submitted: int
+    dispatched: int
+    spec: bytes
+
+
+#: Version, submitted, attempt, time of the entry, length of the spec.
+_PAST: Final = struct.Struct("<B11xIH10xI14xIH4xI")
+
+
+def decode_past(data: bytes) -> Past:
+    """A third of the work of ``decode_record``, of which there is one for each end. Raises ProtocolError."""
+    if len(data) < HEADER_SIZE:
+        raise ProtocolError(f"record too short: {len(data)} bytes")
+    version, submitted, submitted_high, attempt, time, time_high, length = _PAST.unpack_from(data)
+    if version != RECORD_VERSION:
+        raise _foreign(version)
+    spec = data[HEADER_SIZE : HEADER_SIZE + length]
+    return Past(attempt, submitted | submitted_high << 32, time | time_high << 32, spec)
+
+
+def _foreign(version: int) -> ProtocolError:
+    return ProtocolError(f"record of version {version}; this program reads version {RECORD_VERSION}")
 
 
 def decode_record(data: bytes) -> Record:

@@ -24,13 +24,14 @@ from jobschedd.job import (
     UNCHARGED,
     Captured,
     Cause,
-    Header,
     Outcome,
+    Past,
     Report,
     ReportKind,
     Result,
     Spec,
     State,
+    decode_past,
     decode_record,
     decode_report,
     decode_result,
@@ -220,10 +221,7 @@ class Collector:
 
     def _judge(self, reports: Sequence[Incoming]) -> None:
         decisions = self._decide([incoming.report for incoming in reports])
-        arguments: list[Any] = []
-        for incoming, decision in zip(reports, decisions, strict=True):
-            arguments += self._ask(incoming.report, decision)
-        verdicts = self._moves.begin_collect(self._fence, arguments)
+        verdicts = self._moves.begin_collect(self._fence, self._arguments(reports, decisions))
         # While the server judges these, those before go into the history.
         self._make_rows()
         self._write_history()
@@ -247,13 +245,14 @@ class Collector:
 
     def _decide(self, reports: Sequence[Report]) -> list[End | Again | None]:
         """Ends and further tries. Only a job that did not succeed needs its record looked at first."""
-        doubtful = [r for r in reports if r.kind is ReportKind.CRASHED or self._is_bad(r)]
-        records = dict(zip((r.job for r in doubtful), self._survey.records([r.job for r in doubtful]), strict=True))
-        return [self._decision(report, records.get(report.job)) for report in reports]
-
-    @staticmethod
-    def _is_bad(report: Report) -> bool:
-        return report.kind is ReportKind.RESULT and report.outcome is not Outcome.SUCCEEDED
+        doubtful = [r.job for r in reports if not _is_success(r) and r.kind in (ReportKind.RESULT, ReportKind.CRASHED)]
+        records = dict(zip(doubtful, self._survey.records(doubtful), strict=True))
+        return [
+            End(report.outcome, report.result)
+            if _is_success(report)
+            else self._decision(report, records.get(report.job))
+            for report in reports
+        ]
 
     def _decision(self, report: Report, record: bytes | None) -> End | Again | None:
         if report.kind not in (ReportKind.RESULT, ReportKind.CRASHED):
@@ -271,6 +270,22 @@ class Collector:
             spec = Spec()  # its channel cannot have read it, either
         excused = report.kind is ReportKind.CRASHED and self._deaths.without_culprit(self._clock.boottime())
         return decide(whole.header, spec, report, self._clock.now(), self._random, excused)
+
+    def _arguments(self, reports: Sequence[Incoming], decisions: Sequence[End | Again | None]) -> list[Any]:
+        """Successes in a row, which is nearly all there is, say once what they have in common."""
+        arguments: list[Any] = []
+        counted = -1  # where the number of those of the present row stands
+        for (_, report, _), decision in zip(reports, decisions, strict=True):
+            if decision is None or not _is_success(report):
+                arguments += self._ask(report, decision)
+                counted = -1
+                continue
+            if counted < 0:
+                counted = len(arguments) + 1
+                arguments += (Verb.SUCCEEDED, 0, self._keep.succeeded)
+            arguments[counted] += 1
+            arguments += (report.job, report.attempt, report.entry, report.result)
+        return arguments
 
     def _ask(self, report: Report, decision: End | Again | None) -> list[Any]:
         head = [report.job, report.attempt, report.entry]
@@ -296,17 +311,17 @@ class Collector:
         if record is None or decision is None:
             return None
         try:
-            whole = decode_record(record)
+            past = decode_past(record)
             if verdict is Verdict.DUPLICATE:
-                return self._row(report.job, whole.header, whole.spec, whole.result, None, True)
+                return self._row(report.job, past, decode_record(record).result, None, True)
             if verdict is Verdict.STALE:
-                header = replace(whole.header, attempt=report.attempt, entry=report.entry)
-                return self._row(report.job, header, whole.spec, *self._own_result(incoming), False)
+                past = past._replace(attempt=report.attempt, dispatched=int(report.entry.partition("-")[0]))
+                return self._row(report.job, past, *self._own_result(incoming), False)
             if isinstance(decision, Again) or decision.result == report.result:
                 packed, result = self._own_result(incoming)
             else:
                 packed, result = decision.result, None
-            return self._row(report.job, whole.header, whole.spec, packed, result, isinstance(decision, End))
+            return self._row(report.job, past, packed, result, isinstance(decision, End))
         except ProtocolError as error:
             log.warning("not in the history: unreadable", job=report.job, error=error)
             return None
@@ -326,8 +341,8 @@ class Collector:
         )
         return encode(result), result
 
-    def _row(self, job: str, header: Header, spec: bytes, packed: bytes, result: Result | None, final: bool) -> Row:
-        return row(self._identity, job, header, spec, result or decode_result(packed), packed, final)
+    def _row(self, job: str, past: Past, packed: bytes, result: Result | None, final: bool) -> Row:
+        return row(self._identity, job, past, result or decode_result(packed), packed, final)
 
     def _note_ended(self, ended: Sequence[tuple[str, str]]) -> None:
         """Ends that no channel reported (cancelled before it started, expired, lost): the record has the result."""
@@ -341,7 +356,7 @@ class Collector:
             whole = decode_record(record)
             if whole.header.state is not State.DONE:
                 return None
-            return self._row(job, whole.header, whole.spec, whole.result, None, True)
+            return self._row(job, decode_past(record), whole.result, None, True)
         except ProtocolError as error:
             log.warning("not in the history: unreadable", job=job, error=error)
             return None
@@ -387,3 +402,7 @@ class Collector:
         self._judged = []
         self._unwritten.clear()
         self._unwritten_bytes = 0
+
+
+def _is_success(report: Report) -> bool:
+    return report.outcome is Outcome.SUCCEEDED and report.kind is ReportKind.RESULT

@@ -6,9 +6,11 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from jobschedd.errors import ProtocolError
-from jobschedd.job import Header, Outcome, Result, Spec, decode_spec
+from jobschedd.job import Outcome, Past, Result, Spec, decode_spec
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
@@ -59,6 +61,10 @@ LOCK_PATIENCE = 0.5
 #: Characters of an error that stand in a column of their own: its end, where the exception is. All is in ``result``.
 LONGEST_ERROR = 1000
 
+#: Bytes of a spec that is remembered: equal jobs, and all tasks of an array, have the same.
+SHORT_SPEC = 512
+_WORDS = {outcome: outcome.word for outcome in Outcome}
+
 Row = tuple[str | int | float | bytes | None, ...]
 #: Job, attempt, when it ended (seconds since the epoch), outcome, packed result.
 End = tuple[str, int, float, Outcome, bytes]
@@ -66,38 +72,52 @@ _UNREADABLE = Spec()
 _LAST_END = "SELECT job, MAX(attempt), ended, outcome, result FROM attempts WHERE final = 1 AND incarnation = ?"
 
 
-def row(
-    incarnation: str, job: str, header: Header, spec_bytes: bytes, result: Result, packed: bytes, final: bool
-) -> Row:
+def row(incarnation: str, job: str, past: Past, result: Result, packed: bytes, final: bool) -> Row:
     """One attempt's row. ``packed`` are the bytes of ``result``."""
+    told = _told(past.spec) if len(past.spec) <= SHORT_SPEC else _tell(past.spec)
+    return (
+        incarnation,
+        job,
+        past.attempt,
+        int(final),
+        told.name,
+        told.what,
+        result.node,
+        result.channel,
+        _WORDS[result.outcome],
+        result.cause,
+        _small(result.exit_code),
+        _small(result.signal),
+        past.submitted / 1000,
+        past.dispatched / 1000,
+        result.started,
+        result.ended,
+        past.spec,
+        packed,
+        told.labels,
+        told.schedule,
+        result.error[-LONGEST_ERROR:],
+    )
+
+
+class _Told(NamedTuple):
+    """What a spec says in columns."""
+
+    name: str
+    what: str
+    labels: str
+    schedule: str
+
+
+def _tell(spec_bytes: bytes) -> _Told:
     try:
         spec = decode_spec(spec_bytes)
     except ProtocolError:
         spec = _UNREADABLE
-    dispatched = int(header.entry.partition("-")[0]) / 1000 if header.entry else 0.0
-    return (
-        incarnation,
-        job,
-        header.attempt,
-        int(final),
-        spec.name,
-        spec.what[:1000],
-        result.node,
-        result.channel,
-        Outcome(result.outcome).word,
-        result.cause,
-        _small(result.exit_code),
-        _small(result.signal),
-        header.submitted / 1000,
-        dispatched,
-        result.started,
-        result.ended,
-        spec_bytes,
-        packed,
-        label_text(spec.labels),
-        getattr(spec, "schedule", "") or "",
-        result.error[-LONGEST_ERROR:],
-    )
+    return _Told(spec.name, spec.what[:1000], label_text(spec.labels), getattr(spec, "schedule", "") or "")
+
+
+_told = lru_cache(maxsize=1024)(_tell)
 
 
 def weight(made: Row) -> int:

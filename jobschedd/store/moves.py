@@ -170,6 +170,7 @@ class Verb:
     START = "start"
     RETURN = "return"
     DONE = "done"
+    SUCCEEDED = "succeeded"  # of several in a row
     RETRY = "retry"
 
 
@@ -402,7 +403,7 @@ class Moves:
         return bool(self._call("offer", fence, *(part for offer in offers for part in offer)))
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[Judged]:
-        """Judge reports, nine arguments each (see ``lua/collect.lua``): per report the verdict and the old record."""
+        """Judge reports, as ``lua/collect.lua`` wants to be asked: per report the verdict and the old record."""
         return self.begin_collect(fence, arguments)()
 
     def begin_collect(self, fence: str, arguments: Sequence[Any]) -> Callable[[], list[Judged]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from jobschedd.job import Header, Outcome, Result, Spec, State, encode
+from jobschedd.job import Outcome, Past, Result, Spec, encode
 from jobschedd.master import archive as archive_module
 from jobschedd.master.archive import BATCH, Archive
 from jobschedd.master.history import History, row
@@ -28,8 +28,8 @@ def made_row(number: int, **fields: Any) -> Any:
     spec = Spec(command=("run", str(number)), name=own["name"], labels=own["labels"])
     given = {"outcome": Outcome.SUCCEEDED, "cause": "exit", "node": "n1", "channel": "1", "ended": float(number)}
     result = Result(**(given | fields))
-    header = Header(state=State.DISPATCHED, attempt=own["attempt"], submitted=1000, entry="2000-1")
-    return row(own["identity"], str(number), header, encode(spec), result, encode(result), own["final"])
+    past = Past(own["attempt"], 1000, 2000, encode(spec))
+    return row(own["identity"], str(number), past, result, encode(result), own["final"])
 
 
 @pytest.fixture

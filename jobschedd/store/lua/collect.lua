@@ -8,6 +8,7 @@
 --       'start':  -                       'return': keep (ms) should a user have cancelled it
 --       'done':   outcome, result, keep (ms), crashes where their number has changed
 --       'retry':  delay (ms), tries, crashes, keep (ms) should a user have cancelled it, class text where that changes
+--       or for several: 'succeeded', how many, keep (ms), and of each: job, attempt, entry, result
 -- returns: per report {verdict, record before}: 1 accepted, 2 duplicate, 3 stale, 4 unknown job.
 --          The record comes with an accepted or duplicate 'done' and an accepted 'retry', for the history; also with
 --          a stale one of an attempt that is over: its verdict may have been given by a collector that then died.
@@ -65,39 +66,53 @@ local function apply(verb, id, rec, r, at)
 end
 
 -- Nearly every report is the end of such a job. False: this one is not.
-local function apply_plainly(id, rec, at)
-  if ARGV[at + 6] == '0' or ARGV[at + 7] ~= '' or #rec < 60 then return false end
-  local version, _, _, _, waiter, expires, state, flags, attempt, time, number, spec_length = unpack_struct(PLAIN, rec)
+local function succeed_plainly(id, rec, attempt, entry, result, keep)
+  if #rec < 60 then return false end
+  local version, _, _, _, waiter, expires, state, flags, its_attempt, time, number, spec_length =
+    unpack_struct(PLAIN, rec)
   if not is_plain(version, expires, flags) or (state ~= DISPATCHED and state ~= RUNNING) then return false end
-  if attempt ~= tonumber(ARGV[at + 2]) or not is_entry(ARGV[at + 3], time, number) then return false end
-  finish_plain(id, rec, waiter, attempt, spec_length, tonumber(ARGV[at + 4]), ARGV[at + 5], ARGV[at + 6], now)
+  if its_attempt ~= tonumber(attempt) or not is_entry(entry, time, number) then return false end
+  finish_plain(id, rec, waiter, its_attempt, spec_length, SUCCEEDED, result, keep, now)
   return true
 end
 
-local replies = {}
-for at = 3, #ARGV, 9 do
-  local verb, id = ARGV[at], ARGV[at + 1]
-  local rec = call('GET', BASE .. 'job:' .. id)
-  local reply
-  local plain = rec and verb == 'done' and apply_plainly(id, rec, at)
-  local r = rec and not plain and read(rec)
-  if plain then
-    reply = {ACCEPTED, rec}
-  elseif not r then
-    reply = {UNKNOWN}
-  else
-    local same = r.attempt == tonumber(ARGV[at + 2]) and is_entry(ARGV[at + 3], r.entry_time, r.entry_number)
-    if same and (r.state == DISPATCHED or r.state == RUNNING) then
-      reply = apply(verb, id, rec, r, at)
-    elseif same and r.state == DONE then
-      reply = {DUPLICATE, rec}
-    elseif tonumber(ARGV[at + 2]) < r.attempt or (tonumber(ARGV[at + 2]) == r.attempt and r.state < DISPATCHED) then
-      reply = {STALE, rec}
-    else
-      reply = {STALE}
-    end
+-- Whether this is news of what a channel has now; else what else it is.
+local function is_current(rec, r, attempt, entry)
+  if not r then return false, {UNKNOWN} end
+  if r.attempt == attempt and is_entry(entry, r.entry_time, r.entry_number) then
+    if r.state == DISPATCHED or r.state == RUNNING then return true end
+    if r.state == DONE then return false, {DUPLICATE, rec} end
   end
-  replies[#replies + 1] = reply
+  if attempt < r.attempt or (attempt == r.attempt and r.state < DISPATCHED) then return false, {STALE, rec} end
+  return false, {STALE}
+end
+
+local function record_of(id) return call('GET', BASE .. 'job:' .. id) end
+
+local replies, at = {}, 3
+while at <= #ARGV do
+  if ARGV[at] == 'succeeded' then
+    local first, keep = at + 3, ARGV[at + 2]
+    at = first + 4 * tonumber(ARGV[at + 1])
+    for one = first, at - 1, 4 do
+      local id, attempt, entry, result = ARGV[one], ARGV[one + 1], ARGV[one + 2], ARGV[one + 3]
+      local rec = record_of(id)
+      local reply = {ACCEPTED, rec}
+      if not rec or keep == '0' or not succeed_plainly(id, rec, attempt, entry, result, keep) then
+        local r = rec and read(rec)
+        local current, other = is_current(rec, r, tonumber(attempt), entry)
+        if current then finish(id, rec, r, SUCCEEDED, result, tonumber(keep), now) else reply = other end
+      end
+      replies[#replies + 1] = reply
+    end
+  else
+    local id = ARGV[at + 1]
+    local rec = record_of(id)
+    local r = rec and read(rec)
+    local current, other = is_current(rec, r, tonumber(ARGV[at + 2]), ARGV[at + 3])
+    replies[#replies + 1] = current and apply(ARGV[at], id, rec, r, at) or other
+    at = at + 9
+  end
 end
 pending_again(back)
 return replies
