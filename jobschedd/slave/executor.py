@@ -56,6 +56,7 @@ class Executor:
         self._held: deque[tuple[Order, float]] = deque()
         self._commands: dict[int, CommandRun] = {}
         self._runners: dict[int, FunctionRunner] = {}
+        self._fed: set[FunctionRunner] = set()  # those that were handed orders and not told yet
         self._entries: dict[str, tuple[str, int]] = {}  # entry -> job and attempt, of all orders held or running
         self._got_on: dict[int, float] = {}  # boot time at which a slot's runner last began or ended something
         self._ended_slots: set[int] = set()
@@ -81,6 +82,14 @@ class Executor:
 
     def fill(self) -> None:
         """Start what is held, in order, as far as the slots go."""
+        try:
+            self._fill()
+        finally:
+            for runner in self._fed:
+                runner.go()
+            self._fed.clear()
+
+    def _fill(self) -> None:
         while self._held and self._may_start(*self._held[0]):
             slot = self._slot_for(self._held[0][0])
             if slot is None:
@@ -293,6 +302,7 @@ class Executor:
         if not runner.in_flight:
             self._got_on[slot] = self._loop.clock.boottime()
         runner.submit(order)
+        self._fed.add(runner)
 
     def _runner(self, slot: int) -> FunctionRunner:
         if slot not in self._runners:

@@ -31,6 +31,8 @@ from jobschedd.slave.settings import ExecutionSettings
 
 __all__ = ["FunctionRunner"]
 
+#: With so many orders in hand a runner goes on for longer than its channel lets answers gather.
+ENOUGH_TO_GO_ON: Final = 50
 #: Seconds until a runner that could not be started is tried again: the first time, and at most.
 FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 30.0
@@ -115,14 +117,21 @@ class FunctionRunner:
         return self._process.pid if self._process is not None else 0
 
     def submit(self, order: Order) -> None:
-        """Run it after all those submitted before; any number may be in flight. Never calls ``on_end`` itself."""
+        """Run it after all those submitted before; any number may be in flight. Never calls ``on_end`` itself.
+
+        After the last one call ``go``."""
         function = order.spec.function or ""
         if self._allowed(function):
             self._queue.append(order)
             if not self._full:
-                self._feed()
+                self._hand_over()
         else:
             self._refuse(order, Cause.DENIED, f"{function}: not in this node's list of allowed functions")
+
+    def go(self) -> None:
+        """Begin with what was submitted."""
+        if self._process is not None and self._process.phase is not Phase.GONE:
+            self._process.ring()
 
     def revoke(self) -> list[Order]:
         """Take back, oldest first, everything that the runner process has not taken: it will never run here."""
@@ -192,7 +201,11 @@ class FunctionRunner:
     # -- orders to the process
 
     def _feed(self) -> None:
-        """Hand over what the socket takes, without waiting for anything."""
+        self._hand_over()
+        self.go()
+
+    def _hand_over(self) -> None:
+        """What the socket takes, without waiting for anything."""
         while self._queue and self._stop is None and not self._closed:
             process = self._process or self._start()
             if process is None or not process.serving:
@@ -272,6 +285,8 @@ class FunctionRunner:
 
     def _on_answers(self) -> None:
         self._receive()
+        if len(self._sent) >= ENOUGH_TO_GO_ON and self._process is not None:
+            self._process.let_answers_gather()
         if self._queue and not self._full:
             self._feed()
 

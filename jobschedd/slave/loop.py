@@ -62,12 +62,13 @@ class Loop:
 
     def unwatch_writable(self, fd: int) -> None:
         """Stop waiting for ``fd`` to take bytes."""
-        if self._writers.pop(fd, None) is None:
-            return
-        if fd in self._readers:
-            self._epoll.modify(fd, select.EPOLLIN)
-        else:
-            self._epoll.unregister(fd)
+        if self._writers.pop(fd, None) is not None:
+            self._leave(fd, self._readers, select.EPOLLIN)
+
+    def unwatch_readable(self, fd: int) -> None:
+        """Stop waiting for ``fd`` to be readable."""
+        if self._readers.pop(fd, None) is not None:
+            self._leave(fd, self._writers, select.EPOLLOUT)
 
     def call_at(self, when: float, callback: Callback) -> Timer:
         """Call ``callback`` once ``clock.boottime()`` has reached ``when``."""
@@ -102,6 +103,12 @@ class Loop:
             self._epoll.modify(fd, mask)
         else:
             self._epoll.register(fd, mask)
+
+    def _leave(self, fd: int, others: dict[int, Callback], their_mask: int) -> None:
+        if fd in others:
+            self._epoll.modify(fd, their_mask)
+        else:
+            self._epoll.unregister(fd)
 
     def _drop_cancelled(self) -> None:
         # A time limit of a day, cancelled after a millisecond, thousands of times a second, would lie here all day.

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import json
 
 #: Descriptors that the channel leaves open for the runner: orders and answers, the shared page, the channel's
-#: "go on" after it read a job's output, the start register.
-ORDERS, PAGE, GO, REGISTER = 3, 4, 5, 6
+#: "go on" after it read a job's output, the start register, and the count of orders that it has not heard of.
+ORDERS, PAGE, GO, REGISTER, BELL = 3, 4, 5, 6, 7
 PR_SET_PDEATHSIG: Final = 1
 #: Characters of an error that are kept, and frames of each exception in it.
 LONGEST_ERROR: Final = 16 * 1024
@@ -83,11 +83,14 @@ class Failed(Exception):
 class Runner:
     """Takes orders until there are no more, or until it is worn out."""
 
-    def __init__(self, page: Page, orders: socket.socket, go: int, note_start: Callable[[str], None]) -> None:
+    def __init__(
+        self, page: Page, orders: socket.socket, bell: int, go: int, note_start: Callable[[str], None]
+    ) -> None:
         self._page = page
         self._setup = page.setup()
         self._socket = orders
-        self._inbox = Inbox(orders)
+        self._inbox = Inbox(orders, socket.MSG_DONTWAIT)
+        self._bell = bell
         self._go = go
         self._note_start = note_start
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -102,9 +105,19 @@ class Runner:
     def serve(self) -> None:
         """Run what comes, strictly one after another."""
         self._page.counts[Page.READY] = 1
-        last = False
-        while not last and (message := self._inbox.receive()):
-            last = self._run(decode_task(message))
+        while self._run_what_is_there(os.eventfd_read(self._bell)):
+            pass
+
+    def _run_what_is_there(self, count: int) -> bool:
+        """Up to so many orders; some may have been taken back. Whether there can be more."""
+        for _ in range(count):
+            try:
+                message = self._inbox.receive()
+            except BlockingIOError:
+                break
+            if not message or self._run(decode_task(message)):
+                return False
+        return True
 
     def _run(self, task: Task) -> bool:
         started, began = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -213,6 +226,7 @@ class Runner:
         # A fork that returns from the function must neither answer for it nor take the next order.
         self._is_fork = True
         self._socket.close()
+        os.close(self._bell)
         os.close(self._go)
 
 
@@ -334,7 +348,7 @@ def main() -> None:
     parent, offset = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would raise in whatever runs
-    for fd in (ORDERS, PAGE, GO, REGISTER):
+    for fd in (ORDERS, PAGE, GO, REGISTER, BELL):
         os.set_inheritable(fd, False)
     become_subreaper()
     page = Page(PAGE)
@@ -345,7 +359,8 @@ def main() -> None:
     sys.argv[1:] = []
     setproctitle(f"jobschedd: runner {setup.slot} of channel {setup.channel}")
     region = map_slot(REGISTER, offset)
-    runner = Runner(page, socket.socket(fileno=ORDERS), GO, lambda entry: write_start(region, 0, entry))
+    orders = socket.socket(fileno=ORDERS)
+    runner = Runner(page, orders, BELL, GO, lambda entry: write_start(region, 0, entry))
     faulthandler.enable()  # a segfault says where
     runner.serve()
     silence()

@@ -27,11 +27,15 @@ from jobschedd.slave.exchange import LONGEST, Answer, Inbox, Page, Setup, decode
 from jobschedd.slave.loop import Loop, Timer
 from jobschedd.slave.output import CHUNK, Excerpt, OutputListener
 from jobschedd.slave.processtree import Tree, household
-from jobschedd.slave.runner import GO, ORDERS, PAGE, REGISTER
+from jobschedd.slave.runner import BELL, GO, ORDERS, PAGE, REGISTER
 from jobschedd.slave.settings import ExecutionSettings
 
 #: Bytes that an answer may have beside its return value.
 ROOM: Final = 1 << 20
+#: Orders that a runner is told of at one go, at most.
+MOST_UNHEARD: Final = 32
+#: Seconds for which answers may gather.
+GATHER: Final = 0.001
 #: Seconds that a worn-out runner gets for its exit handlers.
 FAREWELL: Final = 1.0
 #: Seconds after KILL until we believe that something cannot be killed.
@@ -81,6 +85,9 @@ class RunnerProcess:
         self.killed = False
         self.retired = False
         self._loop = loop
+        self._unheard = 0  # orders sent since the bell was rung
+        self._on_answers = on_answers
+        self._respite: Timer | None = None  # while answers gather
         self._on_end = on_end
         self._on_gone = on_gone
         self._patience: Timer | None = None
@@ -89,15 +96,22 @@ class RunnerProcess:
             self._page, page_fd = Page.create(_setup(slot, settings))
             opened.add(page_fd)
             self._ours, self._theirs = opened.pair()
+            self._bell = opened.add(os.eventfd(0, os.EFD_CLOEXEC))
             go_out, self._go = opened.pipe()
             out, out_end = opened.pipe()
             err, err_end = opened.pipe()
-            given = {ORDERS: self._theirs.fileno(), PAGE: page_fd, GO: go_out, REGISTER: register[0]}
+            given = {
+                ORDERS: self._theirs.fileno(),
+                PAGE: page_fd,
+                GO: go_out,
+                REGISTER: register[0],
+                BELL: self._bell,
+            }
             self.pid = _spawn(settings, register[1], (out_end, err_end), given)
             self._tree = Tree(self.pid)
             household.join(self._tree, loop)
             self._pidfd = os.pidfd_open(self.pid)
-            opened.keep(self._go, out, err)
+            opened.keep(self._bell, self._go, out, err)
             os.set_blocking(out, False)
             os.set_blocking(err, False)
         self.output = RunnerOutput(out, err, self._page, settings.output_limit, loop)
@@ -111,13 +125,22 @@ class RunnerProcess:
     # -- orders and answers
 
     def send(self, message: bytes) -> bool:
-        """Whether the socket had room for it. Raises OSError."""
+        """Whether the socket had room for it. ``ring`` after the last one. Raises OSError."""
         try:
             send(self._ours, message)
         except BlockingIOError:
             return False
         self.serial += 1
+        self._unheard += 1
+        if self._unheard == MOST_UNHEARD:
+            self.ring()
         return True
+
+    def ring(self) -> None:
+        """Let it look at what was sent. Woken for each order by itself, it would push us aside each time."""
+        if self._unheard:
+            os.eventfd_write(self._bell, self._unheard)
+            self._unheard = 0
 
     def when_writable(self, callback: Callable[[], None] | None) -> None:
         """Call back whenever the socket has room; None ends that."""
@@ -135,6 +158,17 @@ class RunnerProcess:
         if not message:
             raise ProtocolError("the function closed the runner's own socket")
         return decode_answer(message)
+
+    def let_answers_gather(self) -> None:
+        """No call of ``on_answers`` for a moment: with many orders in hand, nobody need be woken for each answer."""
+        if self._respite is None and self.phase is Phase.SERVING:
+            self._loop.unwatch_readable(self._ours.fileno())
+            self._respite = self._loop.call_later(GATHER, self._hear_answers)
+
+    def _hear_answers(self) -> None:
+        self._respite = None
+        self._loop.watch(self._ours.fileno(), self._on_answers)
+        self._on_answers()
 
     def take_back(self) -> list[int]:
         """The serials of the orders that the process has not taken; it will not get them any more."""
@@ -201,10 +235,14 @@ class RunnerProcess:
         self.retired = True
         self.stop_listening()
         self._ours.shutdown(socket.SHUT_WR)
+        os.eventfd_write(self._bell, 1)
         self._be_patient(FAREWELL, self.kill)
 
     def stop_listening(self) -> None:
         """No more calls of ``on_answers``."""
+        if self._respite is not None:
+            self._respite.cancel()
+            self._respite = None
         self._loop.unwatch(self._ours.fileno())
 
     def close(self) -> None:
@@ -283,7 +321,7 @@ class RunnerProcess:
         self._loop.unwatch(self._pidfd)
         self.stop_listening()
         self.output.close()
-        for fd in (self._pidfd, self._go):
+        for fd in (self._pidfd, self._bell, self._go):
             os.close(fd)
         self._ours.close()
         self._theirs.close()

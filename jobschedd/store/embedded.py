@@ -35,7 +35,7 @@ def command(state_dir: str) -> tuple[str, ...]:
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory-policy", "noeviction"),
         # Entries leave our streams one by one, and each is looked for from the beginning of its node.
-        *("--stream-node-max-entries", "16"),
+        *("--stream-node-max-entries", "8"),
         # Its own log: the journal is for what the scheduler does.
         *("--daemonize", "no", "--loglevel", "notice", "--logfile", os.path.join(state_dir, "redis.log")),
         *("--pidfile", _pid_file(state_dir)),

@@ -72,8 +72,12 @@ class Slot:
 
     def submit(self, function: str, *args: object, **options: Any) -> str:
         order = self.order(function, *args, **options)
-        self.runner.submit(order)
+        self.hand_over(order)
         return order.job
+
+    def hand_over(self, order: Order) -> None:
+        self.runner.submit(order)
+        self.runner.go()
 
     def run(self, function: str, *args: object, **options: Any) -> Result:
         return self.end_of(self.submit(function, *args, **options))
@@ -172,7 +176,7 @@ class TestCalls:
         assert "JOBSCHED_ARRAY_INDEX" not in environ and "PYTEST_CURRENT_TEST" not in environ
 
     def test_array_index(self, slot):
-        slot.runner.submit(replace_job(slot.order("identity"), "12_3"))
+        slot.hand_over(replace_job(slot.order("identity"), "12_3"))
         environ = json.loads(slot.end_of("12_3").value)["environ"]
         assert (environ["JOBSCHED_JOB_ID"], environ["JOBSCHED_ARRAY_INDEX"]) == ("12_3", "3")
         assert "JOBSCHED_ARRAY_INDEX" not in slot.value("identity")["environ"]
@@ -409,7 +413,7 @@ class TestImports:
     )
     def test_what_is_not_there(self, slot, name, text):
         order = slot.order("nothing")
-        slot.runner.submit(Order(order.job, 1, order.entry, Spec(function=name)))
+        slot.hand_over(Order(order.job, 1, order.entry, Spec(function=name)))
         result = slot.end_of(order.job)
         assert ended(result) == (Outcome.FAILED, Cause.IMPORT)
         assert text in result.error
@@ -439,7 +443,7 @@ class TestImports:
 
     def test_arguments_that_are_not_json(self, slot):
         for number, wrong in enumerate(({"args": b"[1"}, {"args": b"{}"}, {"kwargs": b"[]"}, {"args": b"\xff"})):
-            slot.runner.submit(Order(str(number), 1, "", Spec(function="tasks:echo", **wrong)))
+            slot.hand_over(Order(str(number), 1, "", Spec(function="tasks:echo", **wrong)))
             assert slot.end_of(str(number)).cause == Cause.UNREADABLE
 
     def test_the_nodes_list_decides(self, slot, tmp_path):
@@ -814,12 +818,12 @@ class TestProcess:
         assert {start.pid for start in starts} == {0}
 
     def test_an_order_without_an_entry(self, slot):
-        slot.runner.submit(Order("7", 1, "", Spec(function="tasks:nothing")))
+        slot.hand_over(Order("7", 1, "", Spec(function="tasks:nothing")))
         assert slot.end_of("7").outcome is Outcome.SUCCEEDED
 
     def test_a_runner_that_dies_before_the_start(self, slot):
         """Taken, not started: tried once more, then given up; never a runner after another for ever."""
-        slot.runner.submit(Order("7", 1, "no entry id", Spec(function="tasks:nothing")))
+        slot.hand_over(Order("7", 1, "no entry id", Spec(function="tasks:nothing")))
         after = slot.submit("nothing")
         result = slot.end_of("7")
         assert ended(result) == (Outcome.FAILED, Cause.RESOURCE)
