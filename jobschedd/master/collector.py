@@ -117,6 +117,7 @@ class Collector:
 
     def run(self, stopping: Callable[[], bool], wait: Callable[[float], object], beat: Callable[[str], None]) -> None:
         """Until ``stopping``. Redis away or the lead lost: step back, wait a little, go on."""
+        self._open_history()
         while not stopping():
             try:
                 beat(self.step(wait))
@@ -364,6 +365,13 @@ class Collector:
     def _keep_row(self, entry: str, made: Row | None) -> None:
         self._unwritten.append((entry, made))
         self._unwritten_bytes += 0 if made is None else weight(made)
+
+    def _open_history(self) -> None:
+        """Before the first end: to make a new file, which is forced to the disk, would hold up its verdict."""
+        try:
+            self._history.database()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("cannot open the history yet", file=self._history.path, error=error)
 
     def _write_history(self) -> None:
         if not (self._unwritten or self._read_again) or self._clock.boottime() < self._history_due:
