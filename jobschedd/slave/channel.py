@@ -86,6 +86,8 @@ class Supervision(Protocol):
 
 
 RUN, DRAIN, NOW = 0, 1, 2
+#: A flag as a plain number: the arithmetic of enumerations takes a microsecond, of the twenty that a job takes here.
+_FOLLOWED = int(Flag.FOLLOWED)
 #: A window that nobody says: ours has to be said again.
 _UNKNOWN = -1
 
@@ -492,9 +494,9 @@ class Channel:
         fields = entry.fields
         try:
             job, attempt = fields[b"job"].decode("ascii"), int(fields[b"attempt"])
-            flags = Flag(int(fields[b"flags"]))
-            spec_bytes, crashes = fields[b"spec"], int(fields.get(b"crashes", b"0"))
-            gpus = tuple(int(number) for number in fields.get(b"gpus", b"").split(b",") if number)
+            flags, spec_bytes = int(fields[b"flags"]), fields[b"spec"]
+            crashes = int(fields.get(b"crashes", b"0"))
+            gpus = tuple(map(int, fields[b"gpus"].split(b","))) if b"gpus" in fields else ()
         except (KeyError, ValueError) as error:
             self._refuse(entry, f"{type(error).__name__}: {error}")
             return None
@@ -507,7 +509,7 @@ class Channel:
         except ProtocolError as error:
             self._fail_unreadable(job, attempt, entry.id, str(error))
             return None
-        if Flag.FOLLOWED in flags:
+        if flags & _FOLLOWED:
             self._live.follow(job, attempt)
         return order
 
