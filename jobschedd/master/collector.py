@@ -277,7 +277,7 @@ class Collector:
         arguments: list[Any] = []
         counted = -1  # where the number of those of the present row stands
         for (_, report, _), decision in zip(reports, decisions, strict=True):
-            if decision is None or not _is_success(report):
+            if not _is_success(report):
                 arguments += self._ask(report, decision)
                 counted = -1
                 continue
@@ -316,7 +316,7 @@ class Collector:
             if verdict is Verdict.DUPLICATE:
                 return self._row(report.job, past, decode_record(record).result, None, True)
             if verdict is Verdict.STALE:
-                past = past._replace(attempt=report.attempt, dispatched=int(report.entry.partition("-")[0]))
+                past = past._replace(attempt=report.attempt, dispatched=_time_of(report.entry))
                 return self._row(report.job, past, *self._own_result(incoming), False)
             if isinstance(decision, Again) or decision.result == report.result:
                 packed, result = self._own_result(incoming)
@@ -414,3 +414,9 @@ class Collector:
 
 def _is_success(report: Report) -> bool:
     return report.outcome is Outcome.SUCCEEDED and report.kind is ReportKind.RESULT
+
+
+def _time_of(entry: str) -> int:
+    """When an entry was made, in milliseconds; 0 for the name of none."""
+    time = entry.partition("-")[0]
+    return int(time) if time.isdecimal() and time.isascii() else 0

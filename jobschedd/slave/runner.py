@@ -105,8 +105,12 @@ class Runner:
     def serve(self) -> None:
         """Run what comes, strictly one after another."""
         self._page.counts[Page.READY] = 1
-        while self._run_what_is_there(os.eventfd_read(self._bell)):
+        while self._run_what_is_there(self._hear()):
             pass
+
+    def _hear(self) -> int:
+        """How many orders were sent since the last time; waits for one. A signal that is handled does not end this."""
+        return int.from_bytes(os.read(self._bell, 8), sys.byteorder)
 
     def _run_what_is_there(self, count: int) -> bool:
         """Up to so many orders; some may have been taken back. Whether there can be more."""

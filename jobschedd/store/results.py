@@ -47,7 +47,8 @@ class ResultStream:
     def read(self, patience: float) -> list[ResultEntry]:
         """New entries, at once when there are any, else within ``patience`` seconds, else none."""
         with translated():
-            answer = self._answer_ahead() or self._wait(max(1, round(patience * 1000)))
+            # Where nothing followed, there is something to finish before we wait.
+            answer = self._wait(max(1, round(patience * 1000))) if self._asked is None else self._answer_ahead()
             if not answer:
                 return []
             entries = [ResultEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in answer[0][1]]
@@ -57,7 +58,7 @@ class ResultStream:
 
     def _answer_ahead(self) -> Any:
         asked, self._asked = self._asked, None
-        return None if asked is None else asked.answer()
+        return asked and asked.answer()
 
     def _wait(self, milliseconds: int) -> Any:
         return self._client.ask("XREAD", "COUNT", self._count, "BLOCK", milliseconds, "STREAMS", self._key, self._last)

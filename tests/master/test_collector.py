@@ -24,6 +24,8 @@ from jobschedd.master import collector as collector_module
 from store_driver import KEEP
 
 ANOTHER_MESSAGE = encode(Result(outcome=Outcome.NONE, cause=""))
+#: Entries that the first read of a result stream brings.
+FULL = 10
 STEPS = ["collector.read.after", "collector.verdict.after", "collector.history.after", "collector.delete.after"]
 
 
@@ -112,6 +114,26 @@ class TestEnds:
         master.collect(8)
         assert waiting(driver) == 0
         assert len(rows(master)) == 2500
+
+    def test_as_many_as_a_read_brings(self, driver, master, channel):
+        """The next ones are asked for at once, and there are none: then the rows of these are made."""
+        jobs = [run(driver, channel) for _ in range(FULL)]
+        for job in jobs:
+            channel.report(job)
+        master.collect(1)
+        assert {driver.outcome(job) for job in jobs} == {Outcome.SUCCEEDED}
+        master.collect(1)
+        assert len(rows(master)) == FULL and waiting(driver) == 0
+
+    def test_a_crash_between_the_verdicts_and_the_rows(self, driver, master, channel):
+        jobs = [run(driver, channel) for _ in range(FULL)]
+        for job in jobs:
+            channel.report(job)
+        master.collect(1)
+        assert waiting(driver) == FULL
+        master.restart_collector()
+        master.collect(3)
+        assert len(rows(master)) == FULL and waiting(driver) == 0
 
     def test_ends_that_no_channel_reported(self, driver, master, channel):
         cancelled, late = driver.submit()[0], driver.submit(expires="1ms")[0]

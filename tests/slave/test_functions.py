@@ -787,6 +787,14 @@ class TestRevoke:
 
 
 class TestProcess:
+    def test_a_signal_that_a_function_handles_does_not_end_it(self, slot):
+        slot.run("handles_signals")
+        pid = slot.runner.pid
+        for _ in range(20):  # most of them while it waits for an order
+            os.kill(pid, signal.SIGUSR1)
+            slot.loop.run_once(0.005)
+        assert slot.value("identity")["pid"] == pid
+
     def test_recycled_after_so_many_jobs(self, slot):
         slot.set(runner_recycle=7)
         jobs = [slot.submit("identity") for _ in range(30)]
