@@ -28,10 +28,12 @@ TAKES_ALL = (r"redis\.call\('XDEL', keys\[1\], entry\) == 1", "redis.call('XDEL'
 SENT_AGAIN = """
             request = b"".join(map(_packed, commands))
             try:
-                answers = line.exchange(request, len(commands))
+                line.send(request)
+                answers = line.receive(len(commands))
             except redis.ConnectionError:
                 line = self._take()
-                answers = line.exchange(request, len(commands))
+                line.send(request)
+                answers = line.receive(len(commands))
 """
 
 
@@ -49,14 +51,14 @@ class Mutation:
 MUTATIONS = {
     "results of any attempt are accepted": Mutation(
         "store/lua/collect.lua",
-        r"local same = r\.attempt == .*",
-        "local same = true",
+        r"if r\.attempt == attempt and is_entry\(.*\) then",
+        "if true then",
         ["tests/store/test_collect.py"],
     ),
     "results of any attempt are accepted, seen by whole daemons": Mutation(
         "store/lua/collect.lua",
-        r"local same = r\.attempt == .*",
-        "local same = true",
+        r"if r\.attempt == attempt and is_entry\(.*\) then",
+        "if true then",
         ["tests/end_to_end/test_outages.py"],
         too=[Mutation("store/lua/channel.lua", *TAKES_ALL, [])],
     ),
@@ -100,7 +102,7 @@ MUTATIONS = {
     ),
     "our own way to the socket repeats commands": Mutation(
         "store/direct.py",
-        r"\n            answers = line\.exchange\(.*\)\n",
+        r"\n            line\.send\(.*\)\n            answers = line\.receive\(.*\)\n",
         SENT_AGAIN,
         ["tests/faults/test_library.py"],
     ),
