@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import Lab, lab
-from jobschedd.job import Header, Outcome, Result, Spec, State, encode
+from jobschedd.job import Outcome, Past, Result, Spec, encode
 from jobschedd.master.history import History, row
 
 Figures = dict[str, Any]
@@ -79,5 +79,5 @@ def ends(rows: int) -> Iterator[Any]:
         ended = EPOCH + number
         result = Result(outcome=outcome, cause="exit", node=node, channel="1", started=ended - 0.5, ended=ended)
         milliseconds = int(ended * 1000)
-        header = Header(state=State.DISPATCHED, attempt=1, submitted=milliseconds, entry=f"{milliseconds}-1")
-        yield row("data", str(number), header, spec, result, encode(result), True)
+        past = Past(1, milliseconds, milliseconds, spec)
+        yield row("data", str(number), past, result, encode(result), True)
