@@ -82,10 +82,9 @@ class Life:
         self.collected = [entry for entry, _ in self.watcher.xrange(self.driver.keys.results)]
 
     def _collect(self) -> None:
-        arguments: list[Any] = []
+        arguments: list[Any] = [Verb.SUCCEEDED, len(self.entries), KEEP]
         for entry, order in self.entries:
-            head = [Verb.DONE, order[b"job"].decode(), 1, entry]
-            arguments += [*head, int(Outcome.SUCCEEDED), self._result(), KEEP, "", ""]
+            arguments += [order[b"job"].decode(), 1, entry, self._result()]
         verdicts = self.driver.moves.collect(self.driver.fence, arguments)
         assert all(verdict == 1 for verdict, _ in verdicts)
 
