@@ -268,13 +268,12 @@ class TestStores:
             assert records == {"1": Now("done", 3, "failed"), "2": Now("pending", 0, "none")}
 
     def test_ends_are_read_from_the_history_of_every_master(self, tmp_path):
-        from jobschedd.job import Result, encode
+        from jobschedd.job import Past, Result, encode
         from jobschedd.master.history import History, row
 
         def rows(job: str, attempt: int, outcome: Outcome, final: bool):
             result = Result(outcome=outcome, cause="exit")
-            header = Header(state=State.DONE, attempt=attempt, entry="5-1")
-            return [row("ab", job, header, b"", result, encode(result), final)]
+            return [row("ab", job, Past(attempt, 0, 5, b""), result, encode(result), final)]
 
         first, second = History(str(tmp_path / "1.db")), History(str(tmp_path / "2.db"))
         first.add(rows("1", 1, Outcome.FAILED, False) + rows("1", 2, Outcome.SUCCEEDED, True))
