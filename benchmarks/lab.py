@@ -20,6 +20,8 @@ from jobschedd import Client
 from jobschedd.store import embedded
 from jobschedd.store.keys import Keys
 
+#: Keys with a time to live that are no ended job (leases, the lead, memories of submits): fewer than these.
+OTHER_KEYS = 10
 MASTER = """
 role: [master]
 node: bench

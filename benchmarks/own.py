@@ -10,14 +10,12 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.lab import Lab, cpu_seconds, lab, wait_until
+from benchmarks.lab import OTHER_KEYS, Lab, cpu_seconds, lab, wait_until
 from benchmarks.yardsticks import ping, round_trips, spawn
 
 NOOP = {"function": "benchmarks.functions:nothing"}
 TRUE = {"command": ["/bin/true"]}
 Figures = dict[str, Any]
-#: Keys with a time to live that are no ended job (leases, the lead, memories of submits): fewer than these.
-OTHER_KEYS = 10
 
 
 def noop(jobs: int = 40_000) -> Figures:

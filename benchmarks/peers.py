@@ -42,6 +42,7 @@ from benchmarks.environments import (
     python_environment,
     python_versions,
 )
+from benchmarks.lab import OTHER_KEYS
 from benchmarks.workers import Workers
 from jobschedd import Client
 from jobschedd.version import VERSION
@@ -136,8 +137,6 @@ class Stand(abc.ABC):
 class OurStand(Stand):
     """jobschedd: master and slave in one daemon."""
 
-    #: Keys with a time to live that are no ended job: leases, the lead, memories of submits.
-    OTHER_KEYS = 10
     ITEMS = {NOTHING: {"function": "peer_tasks:nothing"}, TRUE: {"command": ["/bin/true"]}}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -167,7 +166,7 @@ class OurStand(Stand):
 
     def ended(self, of: int) -> int:
         """Only the record of an ended job has a time to live."""
-        return max(0, _expiring(self.redis) - self.OTHER_KEYS)
+        return max(0, _expiring(self.redis) - OTHER_KEYS)
 
     def round_trips(self, samples: int) -> list[float]:
         """As a user of the library waits."""

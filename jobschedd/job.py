@@ -454,11 +454,8 @@ def task_of(job_id: str) -> tuple[str, int] | None:
 
 def decode_header(data: bytes) -> Header:
     """Raises ProtocolError for bytes that are no header of this version."""
-    if len(data) < HEADER_SIZE:
-        raise ProtocolError(f"record too short: {len(data)} bytes")
-    version, priority, tries, crashes, job_class, waiter, *rest = _HEADER.unpack_from(data)
-    if version != RECORD_VERSION:
-        raise _foreign(version)
+    _check_layout(data)
+    _, priority, tries, crashes, job_class, waiter, *rest = _HEADER.unpack_from(data)
     submitted, submitted_high, expires, expires_high, state, outcome, flags, attempt, *rest = rest
     since, since_high, incarnation, time, time_high, number, _ = rest
     time |= time_high << 32
@@ -506,23 +503,23 @@ class Past(NamedTuple):
     spec: bytes
 
 
-#: Version, submitted, attempt, time of the entry, length of the spec.
-_PAST: Final = struct.Struct("<B11xIH10xI14xIH4xI")
+#: Submitted, attempt, time of the entry, length of the spec.
+_PAST: Final = struct.Struct("<12xIH10xI14xIH4xI")
 
 
 def decode_past(data: bytes) -> Past:
     """A third of the work of ``decode_record``, of which there is one for each end. Raises ProtocolError."""
-    if len(data) < HEADER_SIZE:
-        raise ProtocolError(f"record too short: {len(data)} bytes")
-    version, submitted, submitted_high, attempt, time, time_high, length = _PAST.unpack_from(data)
-    if version != RECORD_VERSION:
-        raise _foreign(version)
+    _check_layout(data)
+    submitted, submitted_high, attempt, time, time_high, length = _PAST.unpack_from(data)
     spec = data[HEADER_SIZE : HEADER_SIZE + length]
     return Past(attempt, submitted | submitted_high << 32, time | time_high << 32, spec)
 
 
-def _foreign(version: int) -> ProtocolError:
-    return ProtocolError(f"record of version {version}; this program reads version {RECORD_VERSION}")
+def _check_layout(data: bytes) -> None:
+    if len(data) < HEADER_SIZE:
+        raise ProtocolError(f"record too short: {len(data)} bytes")
+    if data[0] != RECORD_VERSION:
+        raise ProtocolError(f"record of version {data[0]}; this program reads version {RECORD_VERSION}")
 
 
 def decode_record(data: bytes) -> Record:
