@@ -25,13 +25,15 @@ from jobschedd.job import (
     encode,
 )
 from jobschedd.store.channel import ChannelStore
-from jobschedd.store.connect import connect
+from jobschedd.store.connect import blocking, connect
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Assignment, Dispatched, Moves, OperationSlot, Requeued, Verb, Verdict
+from jobschedd.store.results import ResultStream
 from jobschedd.store.survey import ChannelInfo, Survey
 from jobschedd.submission import submission
 from redis_server import RedisServer
 
+BLOCK = 1.0
 KEEP = 60_000
 LEASE = 15_000
 
@@ -113,8 +115,9 @@ class Driver:
 
     def reports(self) -> list[Report]:
         """The reports in the result stream."""
-        entries = self.client.xrange(self.keys.results)
-        return [decode_report(fields[b"report"]) for _, fields in entries if b"report" in fields]
+        stream = ResultStream(blocking(self.config, "test", BLOCK), self.keys)
+        entries = iter(lambda: stream.read(0.001), [])
+        return [decode_report(report) for some in entries for entry in some for report in entry.reports]
 
     def bell(self) -> list[str]:
         """What has rung, and silence."""

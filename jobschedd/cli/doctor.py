@@ -286,7 +286,7 @@ def _queues(inspect: Inspect) -> Iterator[Finding]:
     counts = inspect.counts()
     if counts.uncollected > _LONG_QUEUE:
         mend = "the master's collector is behind, or stuck: look at its log, and at the disk with history.db"
-        yield Finding("results", "warning", f"{counts.uncollected} reports wait to be collected", mend)
+        yield Finding("results", "warning", f"{counts.uncollected} messages with reports wait to be collected", mend)
     if counts.cancelling > 100:
         mend = "their channels do not answer: jobsched channels"
         yield Finding("cancels", "warning", f"{counts.cancelling} cancelled jobs still run", mend)

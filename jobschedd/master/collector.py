@@ -44,7 +44,7 @@ from jobschedd.master.history import History, Row, row, weight
 from jobschedd.master.retries import Again, End, decide
 from jobschedd.outage import Outage
 from jobschedd.store.moves import Judged, Moves, Verb, Verdict
-from jobschedd.store.results import ResultEntry, ResultStream
+from jobschedd.store.results import ResultEntry, ResultStream, slices
 from jobschedd.store.survey import Survey
 
 log = get_logger(__name__)
@@ -139,7 +139,8 @@ class Collector:
         entries = self._results.read(self._patience())
         if entries:
             failpoint("collector.read.after")
-            self._collect(entries)
+            for some in slices(entries):
+                self._collect(some)
         if not self._results.reads_ahead:
             self._make_rows()
             self._write_history()
@@ -168,34 +169,36 @@ class Collector:
         reports: list[Incoming] = []
         ended: list[tuple[str, str]] = []
         for entry in entries:
-            if (incoming := self._read_report(entry)) is not None:
-                reports.append(incoming)
-            elif b"ended" in entry.fields:
-                ended.append((entry.id, entry.fields[b"ended"].decode(errors="replace")))
+            if entry.reports:
+                reports += self._read_reports(entry)
+            elif (job := entry.fields.get(b"ended")) is not None:
+                ended.append((entry.id, job.decode(errors="replace")))
+            else:
+                self._bury(entry, "a message without a report", repr(dict(entry.fields)).encode())
         if reports:
             self._judge(reports)
         if ended:
             self._make_rows()
             self._note_ended(ended)
 
-    def _read_report(self, entry: ResultEntry) -> Incoming | None:
-        """None for what is no report; what nobody can read is buried, once, and dropped."""
-        data = entry.fields.get(b"report")
-        if data is None:
-            if b"ended" not in entry.fields:
-                self._bury(entry, "a message without a report", repr(dict(entry.fields)).encode())
-            return None
-        try:
-            report = decode_report(data)
-        except ProtocolError as error:
-            self._bury(entry, str(error), data)
-            return None
-        if report.kind is ReportKind.UNREADABLE:
-            self._bury(entry, f"in a dispatch stream: {report.reason}", report.sample)
-            return None
-        if report.kind is ReportKind.RESULT:
-            return self._mended(entry.id, report, len(data))
-        return Incoming(entry.id, report, None)
+    def _read_reports(self, entry: ResultEntry) -> list[Incoming]:
+        """What nobody can read is buried, once, and costs those nothing that came with it."""
+        incoming = []
+        for at, data in enumerate(entry.reports):
+            try:
+                report = decode_report(data)
+            except ProtocolError as error:
+                self._bury_report(entry, at, str(error), data)
+                continue
+            if report.kind is ReportKind.UNREADABLE:
+                self._bury_report(entry, at, f"in a dispatch stream: {report.reason}", report.sample)
+            elif report.kind is ReportKind.RESULT:
+                incoming.append(self._mended(entry.id, report, len(data)))
+            else:
+                incoming.append(Incoming(entry.id, report, None))
+        if not incoming and len(entry.reports) > 1:
+            self._keep_row(entry.id, None)  # with which it leaves the stream
+        return incoming
 
     def _mended(self, entry: str, report: Report, size: int) -> Incoming:
         """A bad result must not cost the job its end: its dispatch entry is gone, nobody reports it again."""
@@ -219,6 +222,14 @@ class Collector:
     def _bury(self, entry: ResultEntry, reason: str, sample: bytes) -> None:
         log.warning("dead-lettered a message", reason=reason)
         self._moves.bury(reason, sample, f"results {entry.id}", entry.id)
+
+    def _bury_report(self, entry: ResultEntry, at: int, reason: str, sample: bytes) -> None:
+        """Its neighbours are still to be collected."""
+        if len(entry.reports) == 1:
+            self._bury(entry, reason, sample)
+            return
+        log.warning("dead-lettered a report", reason=reason)
+        self._moves.bury(reason, sample, f"results {entry.id} report {at + 1}", entry.id, alone=False)
 
     def _judge(self, reports: Sequence[Incoming]) -> None:
         decisions = self._decide([incoming.report for incoming in reports])
@@ -386,7 +397,7 @@ class Collector:
             return
         failpoint("collector.history.after")
         if self._unwritten:
-            self._moves.delete_collected([entry for entry, _ in self._unwritten])
+            self._moves.delete_collected(list(dict.fromkeys(entry for entry, _ in self._unwritten)))
         failpoint("collector.delete.after")
         self._history_due = self._clock.boottime() + HISTORY_PAUSE
         if self._read_again:

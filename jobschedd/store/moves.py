@@ -495,9 +495,12 @@ class Moves:
         with translated():
             self.client.xdel(self.keys.results, *entry_ids)
 
-    def bury(self, reason: str, sample: bytes, source: str, entry: str = "") -> None:
-        """Keep a message that nobody can read, for people to look at; ``entry`` leaves the result stream with it."""
-        self._call("bury", entry, reason, sample[:256], source)
+    def bury(self, reason: str, sample: bytes, source: str, entry: str = "", *, alone: bool = True) -> None:
+        """Keep a message that nobody can read, for people to look at; ``entry`` leaves the result stream with it.
+
+        Not ``alone`` in its entry, it is left there, and buried once as long as ``source`` names it and no other.
+        """
+        self._call("bury", entry, reason, sample[:256], source, int(alone))
 
 
 def _grouped(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:

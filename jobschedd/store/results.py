@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jobschedd.store.connect import translated
@@ -16,10 +16,21 @@ _FEWEST = 10
 
 
 class ResultEntry(NamedTuple):
-    """One entry of the result stream."""
+    """One entry of the result stream: its name, then names and values of its fields in turn, as often as they come."""
 
     id: str
-    fields: Mapping[bytes, bytes]
+    flat: Sequence[bytes]
+
+    @property
+    def reports(self) -> Sequence[bytes]:
+        """What a channel said in one breath; none in an entry that holds anything else."""
+        names = self.flat[::2]
+        return self.flat[1::2] if names.count(b"report") == len(names) else ()
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]:
+        """By name."""
+        return dict(zip(self.flat[::2], self.flat[1::2], strict=True))
 
 
 class ResultStream:
@@ -51,7 +62,7 @@ class ResultStream:
             answer = self._wait(max(1, round(patience * 1000))) if self._asked is None else self._answer_ahead()
             if not answer:
                 return []
-            entries = [ResultEntry(entry_id.decode(), _fields(flat)) for entry_id, flat in answer[0][1]]
+            entries = [ResultEntry(entry_id.decode(), flat or ()) for entry_id, flat in answer[0][1]]
             self._last = entries[-1].id
             self._go_on(entries)
         return entries
@@ -71,10 +82,18 @@ class ResultStream:
 
     def _adapt(self, entries: list[ResultEntry]) -> None:
         """How many to ask for next: as many of this size as a read may bring, growing step by step."""
-        size = sum(len(value) for entry in entries for value in entry.fields.values())
-        fitting = BYTES_PER_READ * len(entries) // max(1, size)
-        self._count = max(_FEWEST, min(REPORTS_PER_READ, 10 * self._count, fitting))
+        size = sum(sum(map(len, entry.flat)) for entry in entries)
+        reports = sum(len(entry.flat) for entry in entries) // 2
+        fitting = min(BYTES_PER_READ * len(entries) // max(1, size), REPORTS_PER_READ * len(entries) // max(1, reports))
+        self._count = max(_FEWEST, min(10 * self._count, fitting))
 
 
-def _fields(flat: Any) -> Mapping[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
+def slices(entries: Sequence[ResultEntry], most: int = REPORTS_PER_READ) -> Iterable[Sequence[ResultEntry]]:
+    """Entries in groups of about ``most`` reports: an entry is never parted."""
+    begin = reports = 0
+    for at, entry in enumerate(entries):
+        if reports >= most:
+            yield entries[begin:at]
+            begin, reports = at, 0
+        reports += len(entry.flat) // 2
+    yield entries[begin:]

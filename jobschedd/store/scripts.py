@@ -25,9 +25,9 @@ from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
 
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
-CHANNEL_LIBRARY = "jobsched_channel_2"
-REPORT, REGISTER, LEAVE = "jobsched_report_2", "jobsched_register_2", "jobsched_leave_2"
-TAKE, ANSWER = "jobsched_take_2", "jobsched_answer_2"
+CHANNEL_LIBRARY = "jobsched_channel_3"
+REPORT, REGISTER, LEAVE = "jobsched_report_3", "jobsched_register_3", "jobsched_leave_3"
+TAKE, ANSWER = "jobsched_take_3", "jobsched_answer_3"
 #: How the names of libraries of moves begin: each text has a library of its own, so that versions live side by side.
 MOVES = "jobsched_moves_"
 _SHARED_BY_ALL = ("record", "array")

@@ -21,6 +21,7 @@ from jobschedd.job import (
     encode,
 )
 from jobschedd.master import collector as collector_module
+from jobschedd.store.results import ResultEntry, slices
 from store_driver import KEEP
 
 ANOTHER_MESSAGE = encode(Result(outcome=Outcome.NONE, cause=""))
@@ -369,6 +370,30 @@ class TestUnreadable:
         assert driver.outcome(job) is Outcome.SUCCEEDED
         assert len(self.letters(driver)) == 1 and waiting(driver) == 0
 
+    @pytest.mark.parametrize("at", [0, 1, 2])
+    @pytest.mark.parametrize("spoilt", [1, 2])
+    def test_it_costs_those_nothing_that_came_with_it(self, driver, master, channel, at, spoilt):
+        jobs = [run(driver, channel) for _ in range(2)]
+        for job in jobs:
+            channel.report(job)
+        reports = [encode(report) for report in driver.reports()]
+        driver.client.delete(driver.keys.results)
+        reports[at:at] = [b"\xff"] * spoilt
+        together = [part for report in reports for part in ("report", report)]
+        driver.client.execute_command("XADD", driver.keys.results, "*", *together)
+        master.restart_collector()
+        master.collect(6)
+        assert [driver.outcome(job) for job in jobs] == [Outcome.SUCCEEDED] * 2
+        assert len(self.letters(driver)) == spoilt and waiting(driver) == 0
+        assert len(rows(master)) == 2
+
+    def test_several_together_and_nothing_else(self, driver, master):
+        driver.client.execute_command("XADD", driver.keys.results, "*", *["report", b"\xff"] * 3)
+        master.collect(1)
+        master.restart_collector()  # before they have left the stream: they are read again
+        master.collect(6)
+        assert len(self.letters(driver)) == 3 and waiting(driver) == 0
+
     def test_a_channel_that_could_not_read_its_order(self, driver, master, channel):
         driver.client.xadd(driver.keys.dispatch(channel.incarnation), {"spam": "1"})
         ((entry, _),) = channel.entries()
@@ -541,3 +566,18 @@ class TestReading:
         while entries := master.results.read(0.005):
             sizes.append(len(entries))
         assert sizes == [10, 100, 1000, 890]
+
+    def test_what_comes_together_counts_each(self, driver, master):
+        """At most a thousand reports in one call of the server, however they came."""
+        for _ in range(400):
+            driver.client.execute_command("XADD", driver.keys.results, "*", *["report", b"x"] * 32)
+        sizes = []
+        while entries := master.results.read(0.005):
+            sizes.append(len(entries))
+            assert all(sum(len(entry.reports) for entry in some) <= 1031 for some in slices(entries))
+        assert sizes[:3] == [10, 31, 31] and sum(sizes) == 400
+
+    def test_no_entry_is_parted(self):
+        entries = [ResultEntry(str(at), (b"report", b"x") * reports) for at, reports in enumerate((3, 1, 1, 9, 1, 2))]
+        assert [len(some) for some in slices(entries, most=4)] == [2, 2, 2]
+        assert [entry for some in slices(entries, most=4) for entry in some] == entries

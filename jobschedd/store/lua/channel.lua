@@ -1,4 +1,4 @@
-#!lua name=jobsched_channel_2
+#!lua name=jobsched_channel_3
 -- What a slave may do, as functions: they run under the slave's own rights, and it needs none to load scripts.
 
 -- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
@@ -16,26 +16,39 @@ local function murmur(bell, quiet, pending, text)
   ring(bell, text)
 end
 
+-- Reports that share an entry of the result stream, and the bytes beyond which one stands in it alone: entries cost the
+-- server and the collector more than what is in them.
+local MOST_TOGETHER, MOST_BYTES_TOGETHER = 32, 65536
+
+local function hand_in(results, reports)
+  if #reports > 0 then redis.call('XADD', results, '*', unpack(reports)) end
+end
+
 -- report: hand in what happened to dispatch entries. An entry's report leaves the node at most once: only
 -- whoever takes the entry away may say how it ended, and a requeue takes it away too.
 -- KEYS: dispatch stream, results, bell, lease
 -- ARGV: incarnation, window ('' when unchanged), key of what waits, key of murmurs; then pairs: entry ('' for news that end nothing), report
 -- returns: per pair 1 (handed in) or 0 (the entry was no longer ours)
 local function report(keys, args)
-  local answers, taken = {}, 0
+  local answers, taken, together, bytes = {}, 0, {}, 0
   for at = 5, #args, 2 do
-    local entry = args[at]
-    if entry == '' then
-      redis.call('XADD', keys[2], '*', 'report', args[at + 1])
-      answers[#answers + 1] = 1
-    elseif redis.call('XDEL', keys[1], entry) == 1 then
-      redis.call('XADD', keys[2], '*', 'report', args[at + 1])
-      answers[#answers + 1] = 1
-      taken = taken + 1
-    else
-      answers[#answers + 1] = 0
+    local entry, packed, ours = args[at], args[at + 1], 1
+    if entry ~= '' then
+      ours = redis.call('XDEL', keys[1], entry)
+      taken = taken + ours
     end
+    if ours == 1 then
+      bytes = bytes + #packed
+      if #together == 2 * MOST_TOGETHER or bytes > MOST_BYTES_TOGETHER then
+        hand_in(keys[2], together)
+        together, bytes = {}, #packed
+      end
+      together[#together + 1] = 'report'
+      together[#together + 1] = packed
+    end
+    answers[#answers + 1] = ours
   end
+  hand_in(keys[2], together)
   if args[2] ~= '' and redis.call('EXISTS', keys[4]) == 1 then
     redis.call('HSET', keys[4], 'window', args[2])
     murmur(keys[3], args[4], args[3], 'w:' .. args[1] .. ':' .. args[2] .. ':' .. taken)
@@ -109,8 +122,8 @@ local function answer(keys, args)
   return redis.call('PUBLISH', args[4], args[5])
 end
 
-redis.register_function{function_name = 'jobsched_take_2', callback = take, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_answer_2', callback = answer, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_report_2', callback = report, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_register_2', callback = register, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_leave_2', callback = leave, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_take_3', callback = take, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_answer_3', callback = answer, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_report_3', callback = report, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_register_3', callback = register, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_leave_3', callback = leave, flags = {'allow-oom'}}
