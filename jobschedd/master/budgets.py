@@ -19,8 +19,11 @@ log = get_logger(__name__)
 LOOK_EVERY, WORD_LASTS_MS = 1.0, 10_000
 #: Weight of the newest sample: one alone is off by a tenth and more.
 _NEWEST = 0.2
-#: Records are forgotten down to this share of their budget, ids looked through at once, and calls in one pass.
-_DOWN_TO, _IDS, _CALLS = 0.95, 2000, 20
+#: Records are forgotten down to this share of their budget, and this share of them in one pass: what a few samples
+#: say of many records may be off by more than the budget of a few.
+_DOWN_TO, _AT_ONCE = 0.95, 0.5
+#: Ids looked through at once, and calls in one pass.
+_IDS, _CALLS = 2000, 20
 
 #: Budgets of their own that finished records may have, and what the log calls those jobs.
 _BY_OUTCOME = ("succeeded", "failed")
@@ -87,7 +90,7 @@ class Budgets:
             return
         used = round(self._smooth[kind]) if kind == "finished" else self._smoothed(kind, sample)
         if used > budget:
-            freed = self._forget(fence, which, used - round(_DOWN_TO * budget))
+            freed = self._forget(fence, which, round(_AT_ONCE * (used - _DOWN_TO * budget)))
             for each in {kind, "finished"}:
                 self._smooth[each] = max(0.0, self._smooth[each] - freed)
 
