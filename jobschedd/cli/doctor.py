@@ -128,7 +128,7 @@ def _data(inspect: Inspect) -> Finding:
 
 
 def _version(info: dict[str, Any]) -> Finding:
-    from jobschedd.store.connect import OLDEST_SERVER
+    from jobschedd.store.manners import OLDEST_SERVER
 
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = str(info.get("valkey_version") or info.get("redis_version", "?"))

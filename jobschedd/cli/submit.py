@@ -52,6 +52,7 @@ def submit_command(command: tuple[str, ...], file: str | None, wait: bool, **opt
     if not command and not options["shell"]:
         raise click.UsageError("Missing the command: jobsched submit [OPTIONS] -- COMMAND...")
     client = connect()
+    client.session.brief = not wait
     job = submitted(client, item_from(options | {"command": command}), durable)
     click.echo(job.id)
     if wait:
@@ -83,6 +84,7 @@ def call_command(function: str, arguments: tuple[str, ...], kwargs: str | None, 
     if kwargs is not None:
         item["kwargs"] = _json("--kwargs", kwargs)
     client = connect()
+    client.session.brief = not wait
     job = submitted(client, item, durable)
     click.echo(job.id)
     if wait:

@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -21,13 +21,15 @@ from jobschedd.errors import InvalidJob, NotDurable, StoreRefused, StoreUnavaila
 from jobschedd.failpoints import failpoint
 from jobschedd.job import Submission, Target
 from jobschedd.links import Refs, linked, within
-from jobschedd.store.connect import blocking, check_server, connect
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Moves, OperationSlot
 from jobschedd.store.served import served
 
 if TYPE_CHECKING:
     from jobschedd.store.attempts import Archives
+    from jobschedd.store.brief import Brief
+    from jobschedd.store.direct import Direct
     from jobschedd.store.durability import Durability
     from jobschedd.store.inspect import Inspect
     from jobschedd.store.listen import Inbox, LiveOutput
@@ -46,23 +48,40 @@ class Durable(msgspec.Struct):
 
 
 class Session:
-    """Connections, operation slots and inboxes, lent to one caller at a time."""
+    """Connections, operation slots and inboxes, lent to one caller at a time.
+
+    ``brief``: set by a process that only submits a job, and ends: see ``store.brief``.
+    """
 
     def __init__(self, url: str | None, namespace: str | None, patience: float) -> None:
         self.config: RedisConfig
         self.config, self.namespace = client_settings(url, namespace or os.environ.get("JOBSCHED_NAMESPACE"))
         self.patience = patience
         self.keys = Keys(self.namespace)
+        self.brief = False
         self._start()
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._name = f"client/{self._pid}"
-        self._redis = connect(self.config, self._name)
         self._reached = False
         self._slots: list[OperationSlot] = []
         self._inboxes: list[Inbox] = []
-        self.moves = Moves(self._redis, self.keys)
+        self._line: Brief | None = None
+        self._moves: Moves | None = None
+
+    @property
+    def moves(self) -> Moves:
+        """The write path."""
+        if self._moves is None:
+            from jobschedd.store.connect import connect
+
+            self._moves = Moves(connect(self.config, self._name), self.keys)
+        return self._moves
+
+    @property
+    def _redis(self) -> Direct:
+        return self.moves.client
 
     @property
     def inspect(self) -> Inspect:
@@ -77,6 +96,8 @@ class Session:
             # Two processes with one operation slot would take each other's answers for their own.
             self._start()
         if not self._reached:
+            from jobschedd.store.connect import check_server
+
             check_server(self._redis)
             self._reached = True
 
@@ -113,14 +134,16 @@ class Session:
         ``durable``: wait until it is known to survive; what was confirmed stays there. ``refs``: has checked the
         submissions and learns their ids. ``workflow``: its name; they are one. Raises NoParent, NotDurable.
         """
-        self.reach()
+        if not self.brief:
+            self.reach()
         submissions = [self._everywhere(one) if one.everywhere else one for one in submissions]
         jobs, first = self._linked(submissions, refs or Refs(), workflow is not None)
         about = "" if workflow is None else f"{first}:{len(jobs)}:{workflow}"
         with self._slot() as slot:
             slot.sequence += 1
             failpoint("client.submit.before")
-            ids = self.patiently(lambda: self.moves.submit(jobs, slot, workflow=about))
+            ids = [] if about or durable is not None else self._submit_briefly(jobs, slot)
+            ids = ids or self.patiently(lambda: self.moves.submit(jobs, slot, workflow=about))
             failpoint("client.submit.after")
             if refs is not None:
                 refs.ids |= {job.ref: job_id for job, job_id in zip(jobs, ids, strict=True) if job.ref}
@@ -128,10 +151,29 @@ class Session:
                 self._confirm(ids, slot, durable)
         return ids
 
+    def _submit_briefly(self, jobs: Sequence[Submission], slot: OperationSlot) -> list[str]:
+        """Nothing where it takes the long way, which may be gone with the same slot."""
+        if not self.brief or self._reached:
+            return []
+        from jobschedd.store.brief import Brief, Unusual
+
+        try:
+            self._line = Brief(self.config, self._name)
+            return self._line.submit(self.keys, jobs, slot)
+        except Unusual:
+            self._line = None
+            return []
+
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
+        if self._line is not None:
+            from jobschedd.store.brief import Unusual
+
+            with suppress(Unusual):
+                return served(self._line, self.keys, target, lambda: self.inspect.channels())
         self.reach()
-        return served(self._redis, self.keys, target, lambda: self.inspect.channels())
+        with translated():
+            return served(self._redis, self.keys, target, lambda: self.inspect.channels())
 
     def _linked(
         self, submissions: Sequence[Submission], refs: Refs, workflow: bool
@@ -198,6 +240,7 @@ class Session:
     def archives(self) -> Archives:
         """A way to ask the masters about their histories, on a connection of its own."""
         from jobschedd.store.attempts import Archives
+        from jobschedd.store.connect import blocking
         from jobschedd.store.listen import BLOCK
 
         self.reach()
@@ -205,6 +248,9 @@ class Session:
 
     def close(self) -> None:
         """Give all connections up."""
-        self._redis.close()
+        if self._line is not None:
+            self._line.close()
+        if self._moves is not None:
+            self._moves.client.close()
         while self._inboxes:
             self._inboxes.pop().close()

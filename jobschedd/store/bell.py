@@ -16,8 +16,8 @@ from typing import Any
 
 import redis
 
-from jobschedd.store.connect import translated
 from jobschedd.store.direct import Direct
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 
 #: As many messages as the bell holds at most (see ``lua/record.lua``): having read that many, look at everything.

@@ -15,7 +15,7 @@ import redis
 from jobschedd.clock import Clock
 from jobschedd.errors import DataLost, StoreRefused, StoreUnavailable
 from jobschedd.job import Order
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.marks import STORIES, Announcement
 from jobschedd.store.pipe import Pipe, is_error

@@ -1,4 +1,4 @@
-"""The one factory of Redis clients, and the translation of Redis' errors into ours.
+"""The one factory of Redis clients.
 
 Client-side retries are off: the library would repeat a command blindly after a lost reply, and a repeated
 XADD is a second job. What is safe to repeat is repeated by the caller. Every wait is bounded: a blocking read
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,55 +18,19 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterDownError,
-    InvalidResponse,
-    MasterDownError,
-    NoPermissionError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AuthenticationError, MasterDownError, NoPermissionError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection
+from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from jobschedd.config import RedisConfig
-from jobschedd.errors import DataLost, NoParent, NotTheLeader, QueueFull, StoreRefused, StoreUnavailable
+from jobschedd.errors import StoreRefused
 from jobschedd.store.direct import Direct
+from jobschedd.store.errors import translated
+from jobschedd.store.manners import COMMAND_TIMEOUT, CONNECT_TIMEOUT, OLDEST_SERVER, client_name
 
-#: Seconds that a command may take before the connection counts as dead.
-COMMAND_TIMEOUT = 3.0
-CONNECT_TIMEOUT = 2.0
 #: What the socket waits beyond the block time of a blocking command.
 BLOCK_MARGIN = 2.0
-OLDEST_SERVER = (7, 0)
 SENTINEL_PORT = 26379
-
-_NOT_NOW = (
-    "LOADING",
-    "MASTERDOWN",
-    "READONLY",
-    "NOREPLICAS",
-    "MISCONF",
-    "BUSY",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "UNBLOCKED",
-)
-_REFUSED = (
-    "NOAUTH",
-    "WRONGPASS",
-    "NOPERM",
-    "NOPROTO",
-    "unknown command",
-    "max number of clients",
-    "MOVED",
-    "CROSSSLOT",
-)
 
 
 def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT) -> Direct:
@@ -74,7 +38,7 @@ def connect(config: RedisConfig, name: str, *, timeout: float = COMMAND_TIMEOUT)
     options: dict[str, Any] = {
         "credential_provider": _Login(config) if _has_login(config) else None,
         "redis_connect_func": _introduce,
-        "client_name": _client_name(name),
+        "client_name": client_name(name),
         "socket_timeout": timeout,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
@@ -139,6 +103,8 @@ def _address(host: str) -> tuple[str, int]:
 class _NoPasswordFile(AuthenticationError):
     """The library cleans up after errors of its own only."""
 
+    in_our_words = True
+
 
 class _Login(CredentialProvider):
     """Asked at every connect, so that a rotated password file needs no reload."""
@@ -182,54 +148,6 @@ def _introduce(connection: Any) -> None:
                 if (said := ear.recv(512, socket.MSG_DONTWAIT)).startswith(b"-"):
                     raise redis.ConnectionError(said[1:].decode(errors="replace").strip()) from error
             raise
-
-
-def _client_name(name: str) -> str:
-    return "jobschedd:" + "".join(char if char.isalnum() or char in "-_./:" else "_" for char in name)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Redis' errors come out as ours: what the caller can do about it decides which."""
-    try:
-        yield
-    except RedisError as error:
-        raise translate(error) from error
-    except OSError as error:
-        raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
-
-
-def translate(error: RedisError) -> Exception:
-    """The error of ours that says what ``error`` means."""
-    text = str(error)
-    if isinstance(error, _NoPasswordFile):
-        return StoreRefused(text)
-    if "NOTLEADER" in text:
-        return NotTheLeader("another master holds the lead")
-    if "DATALOST" in text:
-        return DataLost(text.partition("DATALOST ")[2])
-    if "QUEUEFULL" in text:
-        return QueueFull(text.partition("QUEUEFULL ")[2])
-    if "NOPARENT" in text:
-        return NoParent(text.partition("NOPARENT ")[2])
-    if "IDTAKEN" in text:
-        return StoreRefused("Redis went back to older data in the middle of this submit: submit again")
-    if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM " in text:
-        return QueueFull("Redis is at its memory limit: nothing new is accepted until jobs end")
-    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or any(
-        word in text for word in _REFUSED
-    ):
-        return StoreRefused(f"Redis refused us: {text}")
-    if isinstance(error, InvalidResponse):
-        return StoreRefused(f"this does not speak the protocol of Redis: {text[:200]}")
-    if isinstance(error, BusyLoadingError | MasterNotFoundError | redis.ConnectionError | redis.TimeoutError):
-        return StoreUnavailable(f"Redis cannot be reached: {text}")
-    # Of these the library drops the word that begins the server's answer.
-    if isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError | TryAgainError):
-        return StoreUnavailable(f"Redis cannot serve us now: {text}")
-    if isinstance(error, ResponseError) and any(text.startswith(word) or f" {word}" in text for word in _NOT_NOW):
-        return StoreUnavailable(f"Redis cannot serve us now: {text}")
-    return StoreRefused(f"Redis answered with an error: {text}")
 
 
 def check_server(client: redis.Redis) -> None:

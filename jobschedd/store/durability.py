@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from jobschedd.errors import StoreUnavailable
-from jobschedd.store.connect import translate, translated
+from jobschedd.store.errors import translate, translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import OPERATION_MEMORY, OperationSlot
 

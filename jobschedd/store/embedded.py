@@ -16,7 +16,7 @@ import psutil
 
 from jobschedd.config import socket_path
 from jobschedd.errors import StoreRefused
-from jobschedd.store.connect import OLDEST_SERVER
+from jobschedd.store.manners import OLDEST_SERVER
 
 #: A Unix socket's path may not be longer; the kernel's limit is 108 with the closing zero.
 LONGEST_SOCKET_PATH = 107

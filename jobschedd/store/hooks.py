@@ -15,7 +15,7 @@ import redis
 
 from jobschedd.errors import ProtocolError
 from jobschedd.job import HEADER_SIZE, Header, decode_header
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
 

@@ -34,7 +34,7 @@ from jobschedd.job import (
     task_of,
 )
 from jobschedd.limits import Limits, Rate
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys, dispatch_channel
 from jobschedd.store.scripts import script
 from jobschedd.store.survey import Kept, Survey, read_kept

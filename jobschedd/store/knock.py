@@ -9,7 +9,7 @@ import threading
 import redis
 
 from jobschedd.errors import JobschedError, StoreUnavailable
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 
 
 class Knock:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobschedd.config import RedisConfig
-from jobschedd.store.connect import blocking, translated
+from jobschedd.store.connect import blocking
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Moves
 

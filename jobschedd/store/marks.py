@@ -18,7 +18,7 @@ from jobschedd.errors import DataLost, ProtocolError
 from jobschedd.job import Flag, Order, Outcome, Target, decode_spec, encode, task_of
 from jobschedd.limits import Limits, Terms, terms_of
 from jobschedd.logs import get_logger
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
 from jobschedd.store.survey import read_channel

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import script
 

@@ -19,12 +19,12 @@ import msgspec
 
 from jobschedd.job import Array, Flag, Header, Outcome, Place, State, Submission, flags_of
 from jobschedd.limits import Rate, stored
-from jobschedd.store.connect import translated
-from jobschedd.store.direct import Direct
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, channel_library, load_moves, moves_library, script
 
 if TYPE_CHECKING:
+    from jobschedd.store.direct import Direct
     from jobschedd.store.survey import ChannelInfo, Kept
 
 OPERATION_MEMORY = 3_600_000
@@ -182,6 +182,32 @@ class OperationSlot:
         self.sequence = 0
 
 
+def submit(
+    call: Callable[..., Any],
+    keys: Keys,
+    submissions: Sequence[Submission],
+    slot: OperationSlot,
+    waiter: int = 0,
+    workflow: str = "",
+) -> list[str]:
+    """As ``Moves.submit``, by any way to ``call`` a move: ``call(name, *arguments, **keys)``."""
+    groups = list(_grouped(submissions))
+    arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, workflow, len(groups)]
+    for group in groups:
+        first = group[0]
+        times = (first.delay_ms, first.at_ms, first.expires_ms)
+        links = (first.id, " ".join(first.after))
+        arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
+        arguments += [new_record(submission, waiter) for submission in group]
+        if first.array is not None:
+            arguments += _array_arguments(first, first.array)
+    answer = call("submit", *arguments, operation=keys.operation(slot.client_id))
+    ids: list[str] = []
+    for first_id, group in zip(answer[1:], groups, strict=True):
+        ids += [str(int(first_id) + number) for number in range(len(group))]
+    return ids
+
+
 class Moves:
     """Every change of the namespace's state. One instance per process (and client connection)."""
 
@@ -207,21 +233,7 @@ class Moves:
         ``workflow``: ``<first id>:<jobs>:<name>`` to be listed. Raises NoParent where a condition names a job without
         a record, QueueFull, StoreUnavailable (then it is unknown whether it happened: repeat it), StoreRefused.
         """
-        groups = list(_grouped(submissions))
-        arguments: list[Any] = [slot.sequence, OPERATION_MEMORY, workflow, len(groups)]
-        for group in groups:
-            first = group[0]
-            times = (first.delay_ms, first.at_ms, first.expires_ms)
-            links = (first.id, " ".join(first.after))
-            arguments += [first.target.key(), first.priority, *times, first.key, *links, len(group)]
-            arguments += [new_record(submission, waiter) for submission in group]
-            if first.array is not None:
-                arguments += _array_arguments(first, first.array)
-        answer = self._call("submit", *arguments, operation=self.keys.operation(slot.client_id))
-        ids: list[str] = []
-        for first_id, group in zip(answer[1:], groups, strict=True):
-            ids += [str(int(first_id) + number) for number in range(len(group))]
-        return ids
+        return submit(self._call, self.keys, submissions, slot, waiter, workflow)
 
     def cancel(self, ids: Sequence[str], keep_ms: int) -> list[tuple[CancelAnswer, Outcome]]:
         """Ask for the end of jobs; the outcome is told where one had ended. ``keep_ms``: retention of the ended."""

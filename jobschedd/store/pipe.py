@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from jobschedd.clock import Clock
 from jobschedd.errors import JobschedError, StoreUnavailable
-from jobschedd.store.connect import translate, translated
 from jobschedd.store.direct import new_connection
+from jobschedd.store.errors import translate, translated
 
 #: An answer, or the error that the server gave instead.
 OnAnswer = Callable[[Any], None]

@@ -20,8 +20,8 @@ from jobschedd.failpoints import failpoint
 from jobschedd.job import Cause, Outcome, Report, ReportKind, Result, State, decode_record, decode_result, encode
 from jobschedd.logs import get_logger
 from jobschedd.store.channel import PATIENCE
-from jobschedd.store.connect import translated
 from jobschedd.store.direct import Direct
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import RESULT_CHANNEL, Keys, dispatch_channel
 from jobschedd.store.moves import Moves
 from jobschedd.store.pubsub import JOB_ID, Complaints, dispatch_mark, shown

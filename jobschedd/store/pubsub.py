@@ -39,7 +39,7 @@ from jobschedd.job import (
 )
 from jobschedd.logs import get_logger
 from jobschedd.store.channel import PATIENCE, ChannelStore, OnEntries, OrderEntry
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import RESULT_CHANNEL, Keys, dispatch_channel
 from jobschedd.store.pipe import Pipe, is_error
 from jobschedd.store.scripts import ANSWER, REPORT, TAKE

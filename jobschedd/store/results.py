@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jobschedd.store.connect import translated
 from jobschedd.store.direct import Asked, Direct
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 
 #: Reports that one read may bring, and the bytes that it is meant to stay below: a report may hold a megabyte.

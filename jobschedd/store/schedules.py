@@ -14,7 +14,7 @@ import redis
 from jobschedd.errors import ProtocolError
 from jobschedd.job import Submission
 from jobschedd.schedule import Schedule, pack, unpack
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import new_record
 from jobschedd.store.scripts import script

@@ -15,14 +15,15 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
-import redis
-from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
-
-from jobschedd.store.direct import Direct
 from jobschedd.store.keys import Keys
+
+if TYPE_CHECKING:
+    import redis
+
+    from jobschedd.store.direct import Direct
 
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
 CHANNEL_LIBRARY = "jobsched_channel_3"
@@ -83,11 +84,11 @@ class Script:
 
     def call(self, client: redis.Redis, keys: Keys, *args: Any, **fixed: str) -> Any:
         """Run it; load it when the server lost it. ``fixed`` gives keys that are no attributes of ``Keys``."""
-        arguments = self._arguments(keys, args, fixed)
+        arguments = self.arguments(keys, args, fixed)
         if client not in _without_functions:
             try:
                 return self._call_function(client, arguments)
-            except NoPermissionError as error:
+            except Exception as error:
                 if not _is_about_functions(error):
                     raise  # it has the right to call functions, and not to what this one does
                 _without_functions.add(client)
@@ -97,26 +98,27 @@ class Script:
         """Send it, and go on: what comes back waits for the answer, once."""
         if client in _without_functions:
             return partial(self.call, client, keys, *args)
-        asked = client.begin("FCALL", self.function, *self._arguments(keys, args, {}))
+        asked = client.begin("FCALL", self.function, *self.arguments(keys, args, {}))
 
         def answer() -> Any:
             try:
                 return asked.answer()
-            except ResponseError as error:
+            except Exception as error:
                 if not (_is_missing(error) or _is_about_functions(error)):
                     raise
             return self.call(client, keys, *args)  # nothing has happened yet
 
         return answer
 
-    def _arguments(self, keys: Keys, args: tuple[Any, ...], fixed: Mapping[str, str]) -> tuple[Any, ...]:
+    def arguments(self, keys: Keys, args: tuple[Any, ...], fixed: Mapping[str, str]) -> tuple[Any, ...]:
+        """Of FCALL and EVAL, behind the name or the text."""
         names = [fixed.get(name) or getattr(keys, name) for name in self.key_names]
         return (len(names), *names, keys.base, *args)
 
     def _call_function(self, client: redis.Redis, arguments: tuple[Any, ...]) -> Any:
         try:
             return client.fcall(self.function, *arguments)
-        except ResponseError as error:
+        except Exception as error:
             if not _is_missing(error):
                 raise
         load_moves(client)
@@ -125,18 +127,27 @@ class Script:
     def _evaluate(self, client: redis.Redis, arguments: tuple[Any, ...]) -> Any:
         try:
             return client.evalsha(self.sha, *arguments)
-        except NoScriptError:
+        except Exception as error:
+            if not _is(error, "NoScriptError"):
+                raise
             # Loads it too, and in the same step: between two, somebody might flush the scripts again.
             return client.eval(self.text, *arguments)
 
 
-def _is_missing(error: ResponseError) -> bool:
-    return "function not found" in str(error).lower()
+def _is(error: Exception, name: str) -> bool:
+    """Of the library, which who only wants to know the name of a script does not import."""
+    from redis import exceptions
+
+    return isinstance(error, getattr(exceptions, name))
 
 
-def _is_about_functions(error: ResponseError) -> bool:
+def _is_missing(error: Exception) -> bool:
+    return "function not found" in str(error).lower() and _is(error, "ResponseError")
+
+
+def _is_about_functions(error: Exception) -> bool:
     text = str(error).upper()
-    return isinstance(error, NoPermissionError) and ("FCALL" in text or "FUNCTION" in text)
+    return ("FCALL" in text or "FUNCTION" in text) and _is(error, "NoPermissionError")
 
 
 def load_moves(client: redis.Redis) -> None:

@@ -14,7 +14,7 @@ import hiredis
 import redis
 
 from jobschedd.clock import Clock
-from jobschedd.store.connect import translate
+from jobschedd.store.errors import translate
 from jobschedd.store.pipe import Pipe
 
 OnMessage = Callable[[bytes], None]

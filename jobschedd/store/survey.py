@@ -12,7 +12,7 @@ import redis
 from jobschedd.errors import ProtocolError
 from jobschedd.job import HEADER_SIZE, Flag, Header, State, Target, decode_header, decode_record, decode_spec
 from jobschedd.limits import Limits, Rate, group_key
-from jobschedd.store.connect import translated
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 
 

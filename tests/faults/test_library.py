@@ -12,7 +12,8 @@ from fault_proxy import Where, hit
 from jobschedd.clock import SYSTEM_CLOCK
 from jobschedd.config import RedisConfig
 from jobschedd.errors import StoreUnavailable
-from jobschedd.store.connect import blocking, connect, translated
+from jobschedd.store.connect import blocking, connect
+from jobschedd.store.errors import translated
 from jobschedd.store.pipe import Pipe
 
 

@@ -11,7 +11,8 @@ import pytest
 from jobschedd.config import RedisConfig
 from jobschedd.errors import JobschedError, QueueFull, StoreRefused, StoreUnavailable
 from jobschedd.job import Outcome, ReportKind, State
-from jobschedd.store.connect import blocking, check_server, connect, translated
+from jobschedd.store.connect import blocking, check_server, connect
+from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.moves import Moves, OperationSlot, Verdict
 from jobschedd.store.scripts import CHANNEL_LIBRARY, MOVES, REPORT, moves_library
