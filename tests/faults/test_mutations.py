@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[2]
 NOTLEADER = r"if call\('GET', KEY\.leader\) ~= ARGV\[2\] then return redis\.error_reply\([^)]*\) end"
 
 FENCED = sorted(path.name for path in PACKAGE.glob("store/lua/*.lua") if re.search(NOTLEADER, path.read_text()))
-TAKES_ALL = (r"redis\.call\('XDEL', keys\[1\], entry\) == 1", "redis.call('XDEL', keys[1], entry) >= 0")
+TAKES_ALL = (
+    r"ours = redis\.call\('XDEL', keys\[1\], entry\)",
+    "ours = math.max(1, redis.call('XDEL', keys[1], entry))",
+)
 SENT_AGAIN = """
             request = b"".join(map(_packed, commands))
             try:
@@ -93,6 +96,15 @@ MUTATIONS = {
         "store/lua/channel.lua",
         *TAKES_ALL,
         ["tests/store/test_channel.py"],
+    ),
+    "an unreadable report takes those along that came with it": Mutation(
+        "master/collector.py", r", alone=False\)", ")", ["tests/master/test_collector.py"]
+    ),
+    "what the short way did is done again on the long one": Mutation(
+        "client/session.py",
+        r"except Unusual:\n            self\._line = None",
+        "except Unusual:\n            slot.sequence += 1",
+        ["tests/store/test_brief.py"],
     ),
     "the library repeats commands": Mutation(
         "store/connect.py",
