@@ -161,8 +161,13 @@ class Session:
             self._line = Brief(self.config, self._name)
             return self._line.submit(self.keys, jobs, slot)
         except Unusual:
-            self._line = None
+            self._hang_up()
             return []
+
+    def _hang_up(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
     def served(self, target: Target) -> bool:
         """Whether a channel has ever been seen that a job for ``target`` could run on."""
@@ -248,8 +253,7 @@ class Session:
 
     def close(self) -> None:
         """Give all connections up."""
-        if self._line is not None:
-            self._line.close()
+        self._hang_up()
         if self._moves is not None:
             self._moves.client.close()
         while self._inboxes:

@@ -37,9 +37,13 @@ class Brief:
         self._reader = hiredis.Reader()
         try:
             self._socket = _connected(config.url)
-            self._introduce(config, name)
-        except (OSError, UnicodeError, ValueError, hiredis.HiredisError) as error:
+        except (OSError, ValueError) as error:
             raise Unusual(str(error)) from error
+        try:
+            self._introduce(config, name)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def close(self) -> None:
         """Hang up."""
@@ -63,22 +67,19 @@ class Brief:
 
     def _introduce(self, config: RedisConfig, name: str) -> None:
         """Log in, and look whether this is a server that holds jobs safely."""
-        commands: list[tuple[Any, ...]] = []
-        if (password := config.secret()) is not None or config.username is not None:
-            commands.append(("AUTH", config.username or "default", password or ""))
-        if database := urlsplit(config.url).path.strip("/") if not config.url.startswith("unix:") else "":
-            commands.append(("SELECT", int(database)))
-        introduced = len(commands)
-        commands += ("CLIENT", "SETNAME", client_name(name)), ("INFO", "server"), ("INFO", "cluster")
-        answers = self._ask_all([*commands, ("CONFIG", "GET", "maxmemory-policy")])
-        if any(answer != b"OK" for answer in answers[: introduced + 1]):
-            raise Unusual(f"{answers[: introduced + 1]}")
-        server, cluster, policy = answers[introduced + 1 :]
+        introduction = [*_login(config), *_database(config.url), ("CLIENT", "SETNAME", client_name(name))]
+        questions = [("INFO", "server"), ("INFO", "cluster"), ("CONFIG", "GET", "maxmemory-policy")]
+        answers = self._ask_all([*introduction, *questions])
+        if any(answer != b"OK" for answer in answers[: -len(questions)]):
+            raise Unusual("it does not let us in")
+        server, cluster, policy = answers[-len(questions) :]
         version = re.search(rb"redis_version:(\d+)\.(\d+)", server) if isinstance(server, bytes) else None
-        if version is None or (int(version[1]), int(version[2])) < OLDEST_SERVER or b"cluster_enabled:0" not in cluster:
-            raise Unusual("not a server that we know to do")
+        if version is None or (int(version[1]), int(version[2])) < OLDEST_SERVER:
+            raise Unusual("it does not say that it is new enough")
+        if not isinstance(cluster, bytes) or b"cluster_enabled:0" not in cluster:
+            raise Unusual("it does not say that it is no cluster")
         if policy != [b"maxmemory-policy", b"noeviction"]:
-            raise Unusual("it may throw jobs away")
+            raise Unusual("it does not say that it throws nothing away")
 
     def _ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         answers: list[Any] = []
@@ -96,6 +97,22 @@ class Brief:
         return answers
 
 
+def _login(config: RedisConfig) -> list[tuple[Any, ...]]:
+    try:
+        password = config.secret()
+    except (OSError, UnicodeError) as error:
+        raise Unusual(f"password file: {error}") from error
+    if password is None and config.username is None:
+        return []
+    return [("AUTH", config.username or "default", password or "")]
+
+
+def _database(url: str) -> list[tuple[Any, ...]]:
+    parts = urlsplit(url)
+    number = "" if parts.scheme == "unix" else parts.path.strip("/")
+    return [("SELECT", number)] if number else []
+
+
 def _connected(url: str) -> socket.socket:
     parts = urlsplit(url)
     if parts.query or parts.scheme not in ("redis", "unix"):
@@ -103,7 +120,11 @@ def _connected(url: str) -> socket.socket:
     if parts.scheme == "unix":
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(CONNECT_TIMEOUT)
-        connection.connect(unquote(parts.path))
+        try:
+            connection.connect(unquote(parts.path))
+        except OSError:
+            connection.close()
+            raise
     else:
         connection = socket.create_connection((parts.hostname, parts.port or _DEFAULT_PORT), CONNECT_TIMEOUT)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

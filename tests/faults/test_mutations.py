@@ -102,7 +102,7 @@ MUTATIONS = {
     ),
     "what the short way did is done again on the long one": Mutation(
         "client/session.py",
-        r"except Unusual:\n            self\._line = None",
+        r"except Unusual:\n            self\._hang_up\(\)",
         "except Unusual:\n            slot.sequence += 1",
         ["tests/store/test_brief.py"],
     ),
