@@ -49,6 +49,8 @@ LONGEST_AGEING_SCAN = 30.0
 SURVEY_EVERY = 30.0
 #: Channels among which the one to be kept for a job is chosen.
 MOST_COMPARED = 64
+#: Seconds for which jobs of a class go to channels one by one after some were given back.
+SPREAD_FOR = 10.0
 CHECK_EVERY = 60.0
 STANDBY_POLL = 0.25
 #: Seconds between looks for an operator's order, and between two steps of a rebuild.
@@ -90,6 +92,7 @@ class Dispatcher:
         self._keeping = Keeping(keep_after)
         self._ageing = ageing
         self._aged: dict[tuple[int, int], int] = {}  # steps that pending lists have gained by waiting
+        self._came_back: dict[int, float] = {}  # class -> boot time until which its jobs are spread
         self._configured_limits = dict(limits or {})
         self._bounds = Bounds()
         self._guard = guard
@@ -341,6 +344,8 @@ class Dispatcher:
                 self._note_taken(int(job_class), incarnation)
             case ["r", incarnation, taken]:
                 self._freed(incarnation, int(taken))
+            case ["b", job_class]:
+                self._came_back[int(job_class)] = self._clock.boottime() + SPREAD_FOR
             case ["w", incarnation, window, taken]:
                 self._freed(incarnation, int(taken), int(window))
             case ["c", incarnation]:
@@ -714,9 +719,18 @@ class Dispatcher:
                 continue
             target = self._classes.get(job_class) or self._target_of(job_class, priority)
             if target is not None and target.group not in self._draining.paused_groups:
-                aged = self._aged.get((job_class, priority), 0)
-                demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged))
+                aged, spread = self._aged.get((job_class, priority), 0), self._is_spread(job_class)
+                demands.append(Demand(job_class, priority, target, count, self._bounds.closed(job_class), aged, spread))
         return demands
+
+    def _is_spread(self, job_class: int) -> bool:
+        """Whether jobs of this class were given back of late, as they had to wait behind one that takes its time."""
+        if job_class not in self._came_back:
+            return False
+        if self._clock.boottime() < self._came_back[job_class]:
+            return True
+        del self._came_back[job_class]
+        return False
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
         if left:

@@ -69,6 +69,7 @@ class Demand:
     count: int
     closed: frozenset[str] = frozenset()  # channels (node/name) that are known to have too little left for it now
     aged: int = 0  # steps that it has gained by waiting
+    spread: bool = False  # however instant jobs have been of late, these are not
 
     @property
     def key(self) -> Key:
@@ -288,7 +289,8 @@ class Placement:
                 break
             candidates = room.candidates(demand)
             count = min(room.left(demand), wanted - served, room.most)
-            given = self._divide(candidates, count, demand.slots, room.left(demand) if alone else count)
+            packs = {} if demand.spread else {each.incarnation: _pack(each, count, demand.slots) for each in candidates}
+            given = self._divide(candidates, count, demand.slots, room.left(demand) if alone else count, packs)
             if given and not served:
                 self._last[rank, group] = demand.job_class
             for channel in candidates:
@@ -301,40 +303,46 @@ class Placement:
         last = self._last.get((rank, group), -1)
         return [peer for peer in peers if peer.job_class > last] + [peer for peer in peers if peer.job_class <= last]
 
-    def _divide(self, candidates: Sequence[ChannelView], count: int, slots: int, waiting: int) -> dict[str, int]:
+    def _divide(
+        self, candidates: Sequence[ChannelView], count: int, slots: int, waiting: int, packs: Mapping[str, int]
+    ) -> dict[str, int]:
         """Who gets how many of ``count`` jobs that take ``slots`` slots each; in the next passes more follow, up to
-        ``waiting`` in all.
+        ``waiting`` in all. ``packs``: how many go to a channel together, where it is more than one.
         """
         if waiting >= sum(channel.room // slots for channel in candidates):
-            return self._one_by_one(candidates, count, slots, waiting)
-        if waiting > count and self.policy == "least_loaded":
-            return self._one_by_one(candidates, count, slots, waiting // len(candidates))
-        return getattr(self, f"_{self.policy}")(candidates, count, slots)  # type: ignore[no-any-return]
+            return self._one_by_one(candidates, count, slots, waiting, {})
+        if self.policy != "least_loaded":
+            return getattr(self, f"_{self.policy}")(candidates, count, slots)  # type: ignore[no-any-return]
+        if waiting > count:
+            return self._one_by_one(candidates, count, slots, waiting // len(candidates), packs)
+        return self._least_loaded(candidates, count, slots, packs)
 
-    def _one_by_one(self, candidates: Sequence[ChannelView], count: int, slots: int, most: int) -> dict[str, int]:
+    def _one_by_one(
+        self, candidates: Sequence[ChannelView], count: int, slots: int, most: int, packs: Mapping[str, int]
+    ) -> dict[str, int]:
         """One channel after the other gets its whole part, ``most`` or a pack, the least loaded first: more than this
         can give is on its way, and few large shares cost the store less than many small ones.
         """
         given: dict[str, int] = {}
-        pack_of = {channel.incarnation: _pack(channel, count, slots) for channel in candidates}
         for channel in sorted(candidates, key=lambda channel: channel.load):
-            part = max(most, pack_of[channel.incarnation])
+            part = max(1, most, packs.get(channel.incarnation, 1))
             given[channel.incarnation] = min(count, channel.room // slots, part)
             count -= given[channel.incarnation]
         return given
 
-    def _least_loaded(self, candidates: Sequence[ChannelView], count: int, slots: int) -> dict[str, int]:
+    def _least_loaded(
+        self, candidates: Sequence[ChannelView], count: int, slots: int, packs: Mapping[str, int]
+    ) -> dict[str, int]:
         """One by one, instant ones in packs, to whichever is least loaded then; equals in random order."""
         given: dict[str, int] = {}
         heap = [(channel.load, self.random.random(), channel) for channel in candidates]
         heapq.heapify(heap)
-        pack_of = {channel.incarnation: _pack(channel, count, slots) for channel in candidates}
         left = count
         while left:
             _, tie, channel = heap[0]
             before, room = given.get(channel.incarnation, 0), channel.room // slots
             # Ever smaller at the end, so that all are as loaded as each other.
-            pack = min(pack_of[channel.incarnation], 1 + left // _LAST_PACKS)
+            pack = min(packs.get(channel.incarnation, 1), 1 + left // _LAST_PACKS)
             taken = given[channel.incarnation] = before + min(left, room - before, pack)
             left -= taken - before
             if taken < room:

@@ -1,11 +1,12 @@
 """The bell: what the dispatcher blocks on. Submitters, channels and the master's own moves ring it.
 
-Messages: ``p:<class>:<priority>:<count>`` a pending list grew, to so many jobs at least; ``r:<incarnation>:<taken>`` a
-channel answered entries; ``w:<incarnation>:<window>:<taken>`` and has another window; ``o:<class>:<incarnation>`` a job
-took the channel that was offered to it; ``c:<incarnation>`` announced itself; ``l:<incarnation>`` left; ``s`` something
-was scheduled; ``t`` a schedule changed; ``unblock`` jobs may wait for one that has ended; ``d`` a drain began or ended;
-``x`` tasks of an array are to be cancelled; ``f:<limit>`` somebody let go of a limit that others wait for; ``m`` limits
-were set; ``a`` messages were lost: look at everything.
+Messages: ``p:<class>:<priority>:<count>`` a pending list grew, to so many jobs at least; ``r:<incarnation>:<taken>``
+a channel answered entries; ``b:<class>`` and gave some of that class back, not started;
+``w:<incarnation>:<window>:<taken>`` and has another window; ``o:<class>:<incarnation>`` a job took the channel that
+was offered to it; ``c:<incarnation>`` announced itself; ``l:<incarnation>`` left; ``s`` something was scheduled;
+``t`` a schedule changed; ``unblock`` jobs may wait for one that has ended; ``d`` a drain began or ended; ``x`` tasks
+of an array are to be cancelled; ``f:<limit>`` somebody let go of a limit that others wait for; ``m`` limits were set;
+``a`` messages were lost: look at everything.
 
 While nothing waits for room, ``r`` and ``w`` are but *murmurs*: read with whatever rings next, and waking nobody up.
 """

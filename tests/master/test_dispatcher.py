@@ -7,7 +7,8 @@ import time
 import pytest
 
 from jobschedd.errors import NotTheLeader
-from jobschedd.job import Outcome, State
+from jobschedd.job import Outcome, ReportKind, State
+from jobschedd.master.dispatcher import SPREAD_FOR
 from jobschedd.store.bell import BELL_LIMIT
 from store_driver import KEEP
 
@@ -50,6 +51,28 @@ class TestDispatching:
         channel.register(3)
         master.dispatch(1)
         assert channel.jobs() == ids[:3]
+
+    def test_instant_jobs_go_in_packs_until_one_takes_its_time(self, driver, master):
+        """Then those behind it come back, and are spread, for as long as this goes on."""
+        channels = [driver.channel(str(number), window=513) for number in range(40)]
+        driver.submit(80)
+        master.dispatch()
+        assert {len(channel.jobs()) for channel in channels} == {2}
+        for channel in channels:
+            _, late = channel.jobs()
+            channel.report(late, ReportKind.RETURN)
+        master.collect()
+        master.dispatch(1)
+        assert sorted({len(channel.jobs()) for channel in channels}) == [2], "one runs, and another comes to each"
+        driver.submit(160)
+        master.dispatch(1)
+        spread = [len(channel.jobs()) for channel in channels]
+        assert max(spread) - min(spread) <= 1
+        master.clock.advance(SPREAD_FOR)
+        driver.submit(1000)
+        master.dispatch(1)
+        packed = [len(channel.jobs()) for channel in channels]
+        assert max(packed) - min(packed) > 1
 
     def test_what_waited_for_a_job_that_ended(self, driver, master):
         channel = driver.channel()

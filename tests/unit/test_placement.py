@@ -314,6 +314,11 @@ class TestPolicies:
         slow = [channel(str(number), window=8) for number in range(1000)]
         assert len(placement().place([demand(1, 1000)], slow, 1000)) == 1000
 
+    def test_what_came_back_is_spread(self):
+        instant = [channel(str(number), window=513) for number in range(1000)]
+        shares = placement().place([Demand(1, 0, ANYWHERE, 500, spread=True)], instant, 1000)
+        assert len(shares) == 500
+
     def test_a_pack_is_no_more_than_there_is_room_for(self):
         channels = [channel(str(number), window=513, entries=511) for number in range(400)]
         shares = placement().place([demand(1, 799)], channels, 1000)

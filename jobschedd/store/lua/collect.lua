@@ -16,7 +16,7 @@ if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER a
 local now = now_ms()
 local ACCEPTED, DUPLICATE, STALE, UNKNOWN = 1, 2, 3, 4
 
-local back = {}
+local back, returned = {}, {}
 local function apply(verb, id, rec, r, at)
   if verb == 'start' then
     if r.state == DISPATCHED then
@@ -29,6 +29,7 @@ local function apply(verb, id, rec, r, at)
       finish_unreported(id, rec, r, CANCELLED, 'cancelled', tonumber(ARGV[at + 4]), now)
     else
       take_back(back, id, rec, r, now)
+      returned[r.class] = true
     end
     return {ACCEPTED}
   elseif verb == 'done' then
@@ -115,4 +116,5 @@ while at <= #ARGV do
   end
 end
 pending_again(back)
+for class in pairs(returned) do ring(string.format('b:%d', class)) end
 return replies
