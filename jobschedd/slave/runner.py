@@ -14,6 +14,7 @@ import ctypes
 import faulthandler
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -84,13 +85,16 @@ class Runner:
     """Takes orders until there are no more, or until it is worn out."""
 
     def __init__(
-        self, page: Page, orders: socket.socket, bell: int, go: int, note_start: Callable[[str], None]
+        self, page: Page, orders: socket.socket, bell: int | None, go: int, note_start: Callable[[str], None]
     ) -> None:
+        """``bell``: None under a channel of an older version, which rings none."""
         self._page = page
         self._setup = page.setup()
         self._socket = orders
         self._inbox = Inbox(orders, socket.MSG_DONTWAIT)
         self._bell = bell
+        self._any_order = select.poll()
+        self._any_order.register(orders, select.POLLIN)
         self._go = go
         self._note_start = note_start
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -110,6 +114,9 @@ class Runner:
 
     def _hear(self) -> int:
         """How many orders were sent since the last time; waits for one. A signal that is handled does not end this."""
+        if self._bell is None:
+            self._any_order.poll()
+            return 1
         return int.from_bytes(os.read(self._bell, 8), sys.byteorder)
 
     def _run_what_is_there(self, count: int) -> bool:
@@ -230,7 +237,8 @@ class Runner:
         # A fork that returns from the function must neither answer for it nor take the next order.
         self._is_fork = True
         self._socket.close()
-        os.close(self._bell)
+        if self._bell is not None:
+            os.close(self._bell)
         os.close(self._go)
 
 
@@ -352,7 +360,9 @@ def main() -> None:
     parent, offset = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would raise in whatever runs
-    for fd in (ORDERS, PAGE, GO, REGISTER, BELL):
+    # The package may be newer than the channel that runs: it was upgraded, and the daemon not reloaded yet.
+    bell = BELL if os.path.exists(f"/proc/self/fd/{BELL}") else None
+    for fd in filter(None, (ORDERS, PAGE, GO, REGISTER, bell)):
         os.set_inheritable(fd, False)
     become_subreaper()
     page = Page(PAGE)
@@ -364,7 +374,7 @@ def main() -> None:
     setproctitle(f"jobschedd: runner {setup.slot} of channel {setup.channel}")
     region = map_slot(REGISTER, offset)
     orders = socket.socket(fileno=ORDERS)
-    runner = Runner(page, orders, BELL, GO, lambda entry: write_start(region, 0, entry))
+    runner = Runner(page, orders, bell, GO, lambda entry: write_start(region, 0, entry))
     faulthandler.enable()  # a segfault says where
     runner.serve()
     silence()

@@ -294,8 +294,9 @@ class ChannelStore:
     ) -> tuple[tuple[str, ...], list[Any]]:
         keys = self._keys
         named = (keys.dispatch(incarnation), keys.results, keys.bell, keys.lease(incarnation))
-        unheard = (keys.pending, keys.murmurs)  # no KEYS: a slave may do without the rights to them
-        return named, [incarnation, window, *unheard, *(part for report in reports for part in report)]
+        # No KEYS: a slave may do without the rights to them.
+        more = (keys.pending, keys.murmurs, keys.leader, keys.together)
+        return named, [incarnation, window, *more, *(part for report in reports for part in report)]
 
     def publish_output(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
         """Append to the live output of a followed job. A viewer that is too slow misses some; the job never waits."""

@@ -15,6 +15,7 @@ rebuilt           string  the mark at the last rebuild: who saw no later one ann
 restored          hash    what the last rebuild brought back                            for ever
 announced         stream  orders that channels had when data were lost                  until taken in
 leader            string  ``<instance>:<epoch>`` of the master that leads               leader lease
+together          string  that leader, if its collector reads reports that share an entry  leader lease
 epoch             string  counter of leaderships                                        for ever
 next-id           string  counter of job ids                                            for ever
 next-client       string  counter of waiting clients                                    for ever
@@ -109,6 +110,7 @@ class Keys:
         self.restored = self.base + "restored"
         self.announced = self.base + "announced"
         self.leader = self.base + "leader"
+        self.together = self.base + "together"
         self.epoch = self.base + "epoch"
         self.next_id = self.base + "next-id"
         self.next_client = self.base + "next-client"

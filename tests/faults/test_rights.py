@@ -13,7 +13,7 @@ COMMANDS = (
     *("ping", "hello", "client|setname", "fcall", "xread", "pexpire", "xadd", "xdel", "xrange", "exists", "rpush"),
     *("rpop", "del", "get", "mget", "hget", "hset", "hmget", "hexists", "sismember"),
 )
-READS = ("job:*", "pending", "identity", "mark", "rebuilt", "loss", "abandoned")
+READS = ("job:*", "pending", "identity", "mark", "rebuilt", "loss", "abandoned", "leader", "together")
 WRITES = (
     "announced",
     "dead",

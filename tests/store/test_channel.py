@@ -87,6 +87,28 @@ class TestReport:
         assert driver.bell() == [f"r:{channel.incarnation}:1"]
         assert driver.client.llen(driver.keys.murmurs) == 1000
 
+    @pytest.mark.parametrize("rights", [[], ["-get"]])
+    def test_several_share_an_entry(self, driver, rights):
+        """For a slave without the rights to ask whether anybody reads that, each has one."""
+        channel = driver.channel(window=100)
+        sent = [driver.dispatched(channel) for _ in range(40)]
+        driver.client.acl_setuser("slave", enabled=True, nopass=True, keys="*", commands=["+@all", *rights])
+        channel.store._client = connect(RedisConfig(url=driver.server.url, username="slave"), "slave")
+        assert all(channel.store.report_of(channel.incarnation, [(entry, job.encode()) for job, entry in sent]))
+        assert driver.client.xlen(driver.keys.results) == (40 if rights else 2)
+
+    def test_none_share_under_a_leader_of_an_older_version(self, driver, channel):
+        """It took over from one of this version, and its collector would read the last of them only."""
+        sent = [driver.dispatched(channel) for _ in range(3)]
+        driver.client.set(driver.keys.leader, "old:99", px=60_000)
+        assert all(channel.store.report_of(channel.incarnation, [(entry, b"x") for _, entry in sent]))
+        assert driver.client.xlen(driver.keys.results) == 3
+
+    def test_large_ones_share_none(self, driver, channel):
+        sent = [driver.dispatched(channel) for _ in range(5)]
+        assert all(channel.store.report_of(channel.incarnation, [(entry, b"x" * 40_000) for _, entry in sent]))
+        assert driver.client.xlen(driver.keys.results) == 5
+
     def test_only_once(self, driver, channel):
         job, entry = driver.dispatched(channel)
         assert channel.report(job)

@@ -37,7 +37,7 @@ BOUNDS = {
     "submit": Bound(JOBS + 15, 1, 114, 3),
     "dispatch": Bound(3 * JOBS + 10, 1, 0.4, 3),
     "receive": Bound(1, 0, 0.2, 158),
-    "report": Bound(JOBS + 35, 1, 249, 7),
+    "report": Bound(JOBS + 40, 1, 249, 7),
     "read": Bound(1, 0, 0.2, 240),
     "collect": Bound(2 * JOBS + 5, 1, 182, 125),
     "forget": Bound(1, 0, 0.9, 1.5),

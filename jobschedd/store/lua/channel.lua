@@ -20,6 +20,13 @@ end
 -- server and the collector more than what is in them.
 local MOST_TOGETHER, MOST_BYTES_TOGETHER = 32, 65536
 
+-- Whether the collector of whoever leads reads such entries: one of an older version would read the last report only.
+-- Who lacks the rights to these keys has each report in an entry of its own.
+local function may_be_together(leader, together)
+  local leads = redis.pcall('GET', leader)
+  return type(leads) == 'string' and redis.pcall('GET', together) == leads
+end
+
 local function hand_in(results, reports)
   if #reports > 0 then redis.call('XADD', results, '*', unpack(reports)) end
 end
@@ -27,11 +34,13 @@ end
 -- report: hand in what happened to dispatch entries. An entry's report leaves the node at most once: only
 -- whoever takes the entry away may say how it ended, and a requeue takes it away too.
 -- KEYS: dispatch stream, results, bell, lease
--- ARGV: incarnation, window ('' when unchanged), key of what waits, key of murmurs; then pairs: entry ('' for news that end nothing), report
+-- ARGV: incarnation, window ('' when unchanged), keys of what waits, of murmurs, of the leader and of who reads reports
+--       together; then pairs: entry ('' for news that end nothing), report
 -- returns: per pair 1 (handed in) or 0 (the entry was no longer ours)
 local function report(keys, args)
   local answers, taken, together, bytes = {}, 0, {}, 0
-  for at = 5, #args, 2 do
+  local most = #args > 8 and may_be_together(args[5], args[6]) and MOST_TOGETHER or 1
+  for at = 7, #args, 2 do
     local entry, packed, ours = args[at], args[at + 1], 1
     if entry ~= '' then
       ours = redis.call('XDEL', keys[1], entry)
@@ -39,7 +48,7 @@ local function report(keys, args)
     end
     if ours == 1 then
       bytes = bytes + #packed
-      if #together == 2 * MOST_TOGETHER or bytes > MOST_BYTES_TOGETHER then
+      if #together == 2 * most or bytes > MOST_BYTES_TOGETHER then
         hand_in(keys[2], together)
         together, bytes = {}, #packed
       end
