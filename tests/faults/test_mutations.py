@@ -97,6 +97,9 @@ MUTATIONS = {
         *TAKES_ALL,
         ["tests/store/test_channel.py"],
     ),
+    "reports share an entry of which the collector reads the last": Mutation(
+        "store/lua/channel.lua", r"redis\.pcall\('GET', together\) == leads", "true", ["tests/store/test_channel.py"]
+    ),
     "an unreadable report takes those along that came with it": Mutation(
         "master/collector.py", r", alone=False\)", ")", ["tests/master/test_collector.py"]
     ),
