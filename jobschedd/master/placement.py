@@ -93,14 +93,19 @@ def _could_run(target: Target, view: ChannelView) -> bool:
     )
 
 
-def _pack(channel: ChannelView, count: int, slots: int) -> int:
-    """How many of ``count`` jobs that take ``slots`` slots each go to a channel together.
+def _packs(channels: Iterable[ChannelView], count: int, demand: Demand) -> dict[str, int]:
+    """How many of ``count`` jobs go to each of these together, where that may be more than one.
 
-    One, unless its window says that its jobs are over at once: then a small part of what it would prefetch. To spread
-    these costs the store more than it gains; but a few jobs, of which less is known, are spread all the same.
+    It is more where a channel's window says that its jobs are over at once: a small part of what it would prefetch. To
+    spread these costs the store more than it gains; but a few jobs, of which less is known, are spread all the same.
     """
-    ahead = (channel.window - channel.slots) // channel.slots
-    return max(1, min(ahead // _PACKS_AHEAD, count // _PACKS) // slots)
+    most = count // _PACKS
+    if most < 2 or demand.spread:
+        return {}
+    return {
+        channel.incarnation: max(1, min((channel.window // channel.slots - 1) // _PACKS_AHEAD, most) // demand.slots)
+        for channel in channels
+    }
 
 
 def able(target: Target, channels: Iterable[ChannelView]) -> list[ChannelView]:
@@ -289,7 +294,7 @@ class Placement:
                 break
             candidates = room.candidates(demand)
             count = min(room.left(demand), wanted - served, room.most)
-            packs = {} if demand.spread else {each.incarnation: _pack(each, count, demand.slots) for each in candidates}
+            packs = _packs(candidates, count, demand)
             given = self._divide(candidates, count, demand.slots, room.left(demand) if alone else count, packs)
             if given and not served:
                 self._last[rank, group] = demand.job_class
