@@ -42,12 +42,14 @@ def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
     measured = _scaled(MEASURED, options)
     with lab() as made:
         _submit(made, size, NOOP | {"channel": "away"})
+        _let_rewrite_end(made)
         made.start_daemon(2)
         _live(made, NOOP, WARM)
         with watched(made) as working:
             _live(made, NOOP, measured)
     with lab() as made:
         _submit(made, size + measured + WARM, NOOP)
+        _let_rewrite_end(made)
         made.start_daemon(2)
         same_line = _rate(made, measured)
     return {"size": size} | per_job(working, measured) | {"same_line_jobs_per_s": same_line}
@@ -56,6 +58,11 @@ def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
 def _submit(made: Lab, count: int, item: dict[str, Any]) -> None:
     for first in range(0, count, SLICE):
         made.client.submit_many([item] * min(SLICE, count - first))
+
+
+def _let_rewrite_end(made: Lab) -> None:
+    """The append-only file is written anew each time it has doubled: of what was just submitted, not of what waits."""
+    wait_until(lambda: not made.redis.info("persistence")["aof_rewrite_in_progress"], 300, 0.1)
 
 
 def _live(made: Lab, item: dict[str, Any], jobs: int) -> None:
