@@ -604,7 +604,7 @@ def _drain(stand: Stand, task: str, at_a_time: int, count: int) -> Figures:
 
     first, at_first = at_least(1, FIRST)
     # Ours counts a few keys too many or too few: never the last job.
-    last, at_last = at_least(count - (OurStand.OTHER_KEYS if isinstance(stand, OurStand) else 0), PATIENCE)
+    last, at_last = at_least(count - (OTHER_KEYS if isinstance(stand, OurStand) else 0), PATIENCE)
     return {
         "per_s": (last - first) / (at_last - at_first) if last > first else float("nan"),
         "with_start_per_s": last / (at_last - began),
