@@ -75,8 +75,10 @@ class Life:
         return entry, encode(report)
 
     def _result(self) -> bytes:
-        when = {"started": _ENDED, "ended": _ENDED}
-        return encode(Result(outcome=Outcome.SUCCEEDED, cause="returned", node="n1", channel="1", **when))
+        result = Result(
+            outcome=Outcome.SUCCEEDED, cause="returned", node="n1", channel="1", started=_ENDED, ended=_ENDED
+        )
+        return encode(result)
 
     def _read(self) -> None:
         self.collected = [entry for entry, _ in self.watcher.xrange(self.driver.keys.results)]

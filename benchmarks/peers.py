@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import redis
@@ -137,7 +137,10 @@ class Stand(abc.ABC):
 class OurStand(Stand):
     """jobschedd: master and slave in one daemon."""
 
-    ITEMS = {NOTHING: {"function": "peer_tasks:nothing"}, TRUE: {"command": ["/bin/true"]}}  # noqa: RUF012
+    ITEMS: ClassVar[dict[str, dict[str, Any]]] = {
+        NOTHING: {"function": "peer_tasks:nothing"},
+        TRUE: {"command": ["/bin/true"]},
+    }
 
     def __init__(self) -> None:
         super().__init__()

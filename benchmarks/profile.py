@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -178,7 +179,7 @@ class _Seen(threading.Thread):
         times: list[float] = []
         for call in self.CALLS:
             after = times[-1] if times else moment
-            wait_until(lambda call=call, after=after: self._first(call, after), 5)
+            wait_until(partial(self._first, call, after), 5)
             times.append(self._first(call, after) or 0.0)
         return times
 
