@@ -315,7 +315,9 @@ def test_a_blocking_client_waits_longer_than_it_blocks(redis_server):
 
 
 class TestLeftovers:
-    FIXED = frozenset({"identity", "leader", "epoch", "next-id", "next-client", "classes", "next-class", "owners"})
+    FIXED = frozenset(
+        {"identity", "leader", "together", "epoch", "next-id", "next-client", "classes", "next-class", "owners"}
+    )
 
     def test_only_the_fixed_keys_remain(self, driver):
         """A life of every kind; once all ended and retention is over, nothing of it is left."""

@@ -7,7 +7,7 @@ local instance, epoch
 if holder then instance, epoch = string.match(holder, '^(.*):(%d+)$') end
 if ARGV[5] == 'release' then
   if instance ~= ARGV[2] then return {0} end
-  call('DEL', KEY.leader)
+  call('DEL', KEY.leader, KEY.together)
   return {1}
 end
 -- Of an older version, whoever leads leaves this to what it was.
