@@ -588,6 +588,7 @@ class Dispatcher:
             failpoint("dispatcher.forget.after")
             self._go_on()
         self._classes = self._survey.classes()
+        self._came_back = {number: until for number, until in self._came_back.items() if number in self._classes}
 
     def _target_of(self, job_class: int, priority: int) -> Target | None:
         """What a class asks for; of one that was forgotten meanwhile, the jobs themselves still say it."""
@@ -725,12 +726,7 @@ class Dispatcher:
 
     def _is_spread(self, job_class: int) -> bool:
         """Whether jobs of this class were given back of late, as they had to wait behind one that takes its time."""
-        if job_class not in self._came_back:
-            return False
-        if self._clock.boottime() < self._came_back[job_class]:
-            return True
-        del self._came_back[job_class]
-        return False
+        return job_class in self._came_back and self._clock.boottime() < self._came_back[job_class]
 
     def _learn(self, assignment: Assignment, left: int, entries: int, window: int) -> None:
         if left:
