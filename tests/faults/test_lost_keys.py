@@ -195,4 +195,4 @@ def test_a_counter_of_ids_that_is_gone_is_waited_for(cluster, redis_server):
         master.start()
         second = client.submit(["true"], channel="nowhere")
         assert int(second.id) > int(first.id) + 1000
-        assert "the counter of job ids was gone" in master.log()
+        wait_until(lambda: "the counter of job ids was gone" in master.log(), 5, "what was mended is told")

@@ -121,7 +121,9 @@ class TestNoticed:
         pass_time(1.5)
         assert identity(redis_server) is None, "nobody made it look well again"
         assert not is_led(redis_server)
-        assert master.log().count("nothing is dispatched until an operator decides") == 1, "said once"
+        told = "nothing is dispatched until an operator decides"
+        wait_until(lambda: told in master.log(), NOTICED, f"the master says so\n{cluster.logs()}")
+        assert master.log().count(told) == 1, "said once"
         assert before is not None
 
     def test_rolled_back(self, cluster, redis_server):
