@@ -397,6 +397,7 @@ class Dispatcher:
         if incarnation not in self._channels:
             self._channels[incarnation] = self._view(incarnation, info)
             self._bounds.freed(f"{USED}{info.node}/{info.channel}")
+            self._offers.forget()
             log.info(
                 "channel is here", channel=f"{info.node}/{info.channel}", slots=info.slots, incarnation=incarnation
             )
@@ -673,7 +674,6 @@ class Dispatcher:
 
     def _note_taken(self, job_class: int, incarnation: str) -> None:
         self._offers.see(job_class)
-        self._offers.taken(job_class)
         view = self._view_of(incarnation)
         if view is not None:
             view.entries += 1

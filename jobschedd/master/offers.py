@@ -1,13 +1,13 @@
-"""Offers: while nothing waits, an idle channel for the next job of each class that was seen of late.
+"""Offers: while nothing waits, channels for the lone jobs of each class that was seen of late.
 
-That job goes to its channel in the same step that accepts it, and does not wait for this process to wake up: on an idle
-system that is a fifth of its time. An offer is for one job, stands only while its leader leads, and is void as soon as
-anything waits (see ``lua/offer.lua`` and ``lua/offered.lua``).
+Such a job goes to one of them in the same step that accepts it, and nobody here is even woken up. Offers stand only
+while their leader leads, and are void as long as anything waits (see ``lua/offer.lua`` and ``lua/offered.lua``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobschedd.failpoints import failpoint
 from jobschedd.master.placement import ChannelView, Demand, Placement, able
@@ -15,7 +15,9 @@ from jobschedd.store.moves import Moves, Offer
 
 #: Classes that have an offer at a time: those seen last.
 MOST = 8
-#: Channels that are compared, drawn from a large fleet: each lone job has this done once.
+#: Channels that each of them is offered: the store looks for one of these that is idle.
+MOST_CHANNELS = 8
+#: Channels that are compared, drawn from a large fleet.
 MOST_COMPARED = 64
 
 Find = Callable[[int], Demand | None]
@@ -29,63 +31,68 @@ class Offers:
         self._placement = placement
         self._may_take = may_take
         self._seen: dict[int, None] = {}  # classes, the newest last
-        self._made: dict[int, ChannelView] = {}
+        self._used: set[int] = set()  # classes of which jobs came since their channels were chosen
+        self._made: dict[int, tuple[ChannelView, ...]] = {}
+        self._turn = 0  # where the next channels in turn begin
 
     def see(self, job_class: int) -> None:
         """A job of this class came."""
         self._seen.pop(job_class, None)
         self._seen[job_class] = None
+        self._used.add(job_class)
         if len(self._seen) > MOST:
             del self._seen[next(iter(self._seen))]
-
-    def taken(self, job_class: int) -> None:
-        """A job came and took what was offered to its class."""
-        self._made.pop(job_class, None)
 
     def forget(self) -> None:
         """None of them stands any more."""
         self._made.clear()
 
     def renew(self, fence: str, views: Iterable[ChannelView], demand_of: Find) -> None:
-        """Have an offer for each class of late; they stand until they are taken.
+        """Have an offer for each class of late; they stand until something speaks against them.
 
-        Where no channel is idle, as far as we know, it is the one that may be so next: the store looks once more.
+        Busy channels are offered, too: they may be idle by then, and the store looks.
         """
         views = list(views)
         wanted = {}
         for job_class in self._seen:
-            made = self._made.get(job_class)
-            view = made if made is not None and _is_idle(made) else self._choose(demand_of(job_class), views)
-            if view is not None:
-                wanted[job_class] = view
-        if {key: view.incarnation for key, view in wanted.items()} == self._names():
+            demand = demand_of(job_class)
+            channels = self._made.get(job_class, ())
+            if demand is not None and (job_class in self._used or not self._still_fit(demand, channels)):
+                channels = self._choose(demand, views)
+            if demand is not None and channels:
+                wanted[job_class] = channels
+        self._used.clear()
+        if _names(wanted) == _names(self._made):
             return
-        offers = [Offer(job_class, view.incarnation, view.slots) for job_class, view in wanted.items()]
+        offers = [
+            Offer(job_class, tuple((view.incarnation, view.slots) for view in channels))
+            for job_class, channels in wanted.items()
+        ]
         self._made = wanted if self._moves.offer(fence, offers) else {}
         failpoint("dispatcher.offer.after")
 
-    def _names(self) -> dict[int, str]:
-        return {job_class: view.incarnation for job_class, view in self._made.items()}
+    def _still_fit(self, demand: Demand, channels: Sequence[ChannelView]) -> bool:
+        return bool(channels) and self._fit(demand, channels) == list(channels)
 
-    def _choose(self, demand: Demand | None, views: Sequence[ChannelView]) -> ChannelView | None:
-        """By the policy that holds for every dispatch."""
-        if demand is None:
-            return None
-        fit = {
-            view.incarnation: view for view in able(demand.target, self._some(views)) if self._may_take(demand, view)
-        }
-        for share in self._placement.place([demand], filter(_is_idle, fit.values()), 1):
-            view = fit[share.incarnation]
-            view.entries -= demand.slots  # it has not got it yet
-            return view
-        return min(fit.values(), key=lambda view: view.load, default=None)
+    def _fit(self, demand: Demand, views: Sequence[ChannelView]) -> list[ChannelView]:
+        return [view for view in able(demand.target, views) if self._may_take(demand, view)]
+
+    def _choose(self, demand: Demand, views: Sequence[ChannelView]) -> tuple[ChannelView, ...]:
+        """All that may take it; of many those whose turn it is, or those that are least loaded."""
+        in_turn = self._placement.policy == "round_robin"
+        fit = self._fit(demand, views if in_turn else self._some(views))
+        fit.sort(key=lambda view: (view.node, view.name, view.incarnation))
+        if len(fit) > MOST_CHANNELS and in_turn:
+            first = self._turn % len(fit)
+            self._turn = first + MOST_CHANNELS
+            fit = (fit[first:] + fit[:first])[:MOST_CHANNELS]
+        elif len(fit) > MOST_CHANNELS:
+            fit = heapq.nsmallest(MOST_CHANNELS, fit, key=lambda view: (view.load, self._placement.random.random()))
+        return tuple(fit)
 
     def _some(self, views: Sequence[ChannelView]) -> Sequence[ChannelView]:
-        """Some of many, unless all have their turn."""
-        if len(views) <= MOST_COMPARED or self._placement.policy == "round_robin":
-            return views
-        return self._placement.random.sample(views, MOST_COMPARED)
+        return views if len(views) <= MOST_COMPARED else self._placement.random.sample(views, MOST_COMPARED)
 
 
-def _is_idle(view: ChannelView) -> bool:
-    return view.room > 0 and view.entries < view.slots
+def _names(made: Mapping[int, Sequence[ChannelView]]) -> dict[int, list[str]]:
+    return {job_class: [view.incarnation for view in channels] for job_class, channels in made.items()}

@@ -72,7 +72,7 @@ waiters:<id>      set     further clients that wait for one job                 
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel, node/channel or group:<g> -> why (JSON)        until resumed
-offers            hash    class -> idle channel for the next job of it; fence of the leader  until used or withdrawn
+offers            hash    class -> channels for lone jobs of it; fence of the leader; turn   until withdrawn
 kept              string  channels that the leader keeps for jobs that need much (JSON)   while there are any
 dead              stream  messages nobody could read                                    capped
 masters           zset    masters that answer questions, by the time until they do      while any is there

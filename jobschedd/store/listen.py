@@ -36,7 +36,14 @@ class Inbox:
         self._keys = keys
         self._moves = moves
         self._number = 0
+        #: How often messages were taken.
+        self.taken = 0
         self._numbering = threading.Lock()
+
+    @property
+    def number(self) -> int:
+        """Under which it is told of ends; 0 before the first."""
+        return self._number
 
     def watch(self, ids: Sequence[str]) -> list[bytes | int | None]:
         """Be told of their ends from now on. Per id: see ``Moves.await_end``."""
@@ -45,6 +52,7 @@ class Inbox:
     def forget(self) -> None:
         """Watch under a new number from now on: an emptied Redis counts anew, and may give ours to somebody else."""
         self._number = 0
+        self.taken += 1  # whatever was meant for the old one
 
     def take(self, timeout: float) -> list[Told]:
         """Who of those watched ended, waiting for the first up to ``timeout`` seconds (1 s at most)."""
@@ -52,6 +60,7 @@ class Inbox:
         key = self._keys.inbox(self._own_number())
         with translated():
             found = self._client.blmpop(block, 1, key, direction="LEFT", count=_MOST)
+        self.taken += bool(found)
         return [_told(message) for message in found[1]] if found else []
 
     def _own_number(self) -> int:

@@ -88,11 +88,10 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Offer(NamedTuple):
-    """The next job of this class may go to this channel incarnation while that has a free one of its slots."""
+    """Lone jobs of this class may go to whichever of these has a slot free: channel incarnations and their slots."""
 
     job_class: int
-    incarnation: str
-    slots: int
+    channels: tuple[tuple[str, int], ...]
 
 
 class Dispatched(msgspec.Struct, frozen=True):
@@ -412,7 +411,10 @@ class Moves:
 
     def offer(self, fence: str, offers: Sequence[Offer]) -> bool:
         """Offer these in place of those before. False where nothing is: the bell has something to say first."""
-        return bool(self._call("offer", fence, *(part for offer in offers for part in offer)))
+        arguments: list[Any] = []
+        for job_class, channels in offers:
+            arguments += [job_class, "".join(f"{slots}:{incarnation};" for incarnation, slots in channels)]
+        return bool(self._call("offer", fence, *arguments))
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[Judged]:
         """Judge reports, as ``lua/collect.lua`` wants to be asked: per report the verdict and the old record."""

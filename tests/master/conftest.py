@@ -43,13 +43,14 @@ class Master:
         """As after a crash of the dispatcher."""
         driver = self.driver
         epochs = EpochFile(str(self.directory / f"epoch-{self.instance}"))
+        self.placement = Placement("least_loaded")
         self.bell = Bell(blocking(driver.config, "bell", BLOCK), driver.keys)
         self.dispatcher = Dispatcher(
             moves=driver.moves,
             survey=driver.survey,
             bell=self.bell,
             leadership=Leadership(driver.moves, self.instance, LEAD, epochs, self.clock),
-            placement=Placement("least_loaded"),
+            placement=self.placement,
             clock=self.clock,
             lease=LEASE,
             reap_scan=REAP,

@@ -6,7 +6,7 @@ import pytest
 
 from jobschedd.job import State
 from jobschedd.limits import parse_limit
-from jobschedd.master.offers import MOST
+from jobschedd.master.offers import MOST, MOST_CHANNELS
 from store_driver import KEEP, Driver, FakeChannel
 
 
@@ -31,6 +31,27 @@ def test_one_after_the_other_goes_at_once(driver, master, channel):
         (job,) = driver.submit()
         assert driver.state(job) is State.DISPATCHED
         finish(driver, master, channel, job)
+
+
+def test_though_the_dispatcher_sleeps_all_the_while(driver, master, channel):
+    for _ in range(3):
+        (job,) = driver.submit()
+        assert driver.state(job) is State.DISPATCHED
+        channel.report(job)
+        master.collect()
+    assert driver.bell() == []
+
+
+def test_what_went_by_itself_is_reckoned_with(driver, master, channel):
+    """Three entries are in its window of three: what comes in a heap has to go elsewhere."""
+    channel.register(3)
+    other = driver.channel("2", window=3)
+    master.dispatch(2)
+    driver.submit()
+    driver.submit()
+    driver.submit(4)
+    master.dispatch(2)
+    assert (len(channel.jobs()), len(other.jobs())) == (3, 3)
 
 
 def test_though_nobody_woke_the_dispatcher_when_it_became_idle(driver, master, channel):
@@ -103,6 +124,25 @@ def test_of_a_large_fleet_some_are_compared(driver, master, channel):
     for _ in range(5):
         assert driver.state(driver.submit()[0]) is State.DISPATCHED
         master.dispatch(1)
+
+
+@pytest.mark.parametrize("policy", ["least_loaded", "round_robin", "random"])
+def test_a_few_channels_have_the_offer_and_others_have_it_next(driver, master, channel, policy):
+    master.placement.policy = policy
+    master.placement.random.seed(1)
+    channels = [channel, *(driver.channel(str(number + 2), window=3) for number in range(MOST_CHANNELS))]
+    master.dispatch(2)
+    takers = []
+    for _ in range(40):
+        (job,) = driver.submit()
+        takers += [one for one in channels if one.jobs() == [job]]
+        assert offered(driver) == MOST_CHANNELS
+        finish(driver, master, takers[-1], job)
+    assert len({one.incarnation for one in takers}) == len(channels), "all had some"
+
+
+def offered(driver: Driver) -> int:
+    return driver.client.hget(driver.keys.offers, 1).count(b";")
 
 
 def test_not_where_a_limit_counts(driver, master, channel):

@@ -19,13 +19,18 @@ def channel(driver: Driver) -> FakeChannel:
     return driver.channel(window=5)
 
 
-def offer(driver: Driver, channel: FakeChannel, slots: int = 1) -> bool:
+def murmurs(driver: Driver) -> list[str]:
+    return [text.decode() for text in driver.client.lrange(driver.keys.murmurs, 0, -1)]
+
+
+def offer(driver: Driver, channel: FakeChannel, slots: int = 1, *others: FakeChannel) -> bool:
     """To the class of jobs without wishes, once there has been one."""
     if not driver.client.hexists(driver.keys.classes, "/"):
         (job,) = driver.submit()
         driver.moves.cancel([job], KEEP)
     driver.bell()
-    return driver.moves.offer(driver.fence, [Offer(1, channel.incarnation, slots)])
+    channels = tuple((one.incarnation, slots) for one in (channel, *others))
+    return driver.moves.offer(driver.fence, [Offer(1, channels)])
 
 
 def test_it_goes_to_its_channel_at_once(driver, channel):
@@ -36,7 +41,8 @@ def test_it_goes_to_its_channel_at_once(driver, channel):
     assert (header.state, header.attempt, header.entry) == (State.DISPATCHED, 1, entry)
     assert header.incarnation == channel.incarnation
     assert fields == {b"job": job.encode(), b"attempt": b"1", b"flags": b"0", b"spec": driver.record(job).spec}
-    assert driver.bell() == [f"o:1:{channel.incarnation}"] and driver.pending() == []
+    assert driver.bell() == driver.pending() == [], "nobody is woken up"
+    assert murmurs(driver) == [f"o:1:{channel.incarnation}"]
     assert channel.report(job)
     driver.end(job)
     assert driver.outcome(job) is Outcome.SUCCEEDED
@@ -58,10 +64,35 @@ def vars_of(header: Any) -> dict[str, Any]:
     return {name: getattr(header, name) for name in header.__struct_fields__}
 
 
-def test_an_offer_is_for_one(driver, channel):
-    assert offer(driver, channel, 3)
-    first, second = driver.submit()[0], driver.submit()[0]
-    assert (driver.state(first), driver.state(second)) == (State.DISPATCHED, State.PENDING)
+def test_an_offer_stands_as_long_as_a_slot_is_free(driver, channel):
+    assert offer(driver, channel, 2)
+    states = [driver.state(driver.submit()[0]) for _ in range(3)]
+    assert states == [State.DISPATCHED, State.DISPATCHED, State.PENDING]
+
+
+def test_of_several_the_least_loaded(driver, channel):
+    others = [driver.channel(str(number), window=4) for number in (2, 3)]
+    assert offer(driver, channel, 2, *others)
+    for _ in range(4):
+        driver.submit()
+    assert sorted(len(one.jobs()) for one in (channel, *others)) == [1, 1, 2]
+
+
+def test_equals_take_turns(driver, channel):
+    others = [driver.channel(str(number)) for number in (2, 3)]
+    assert offer(driver, channel, 1, *others)
+    for _ in range(2):
+        for one in (*others, channel):
+            (job,) = driver.submit()
+            assert one.jobs() == [job]
+            one.report(job)
+
+
+def test_what_was_taken_is_rung_where_nobody_has_listened_for_long(driver, channel):
+    assert offer(driver, channel)
+    driver.client.rpush(driver.keys.murmurs, *["w"] * 999)
+    driver.submit()
+    assert driver.bell() == [f"o:1:{channel.incarnation}"] and len(murmurs(driver)) == 999
 
 
 @pytest.mark.parametrize(
@@ -148,7 +179,7 @@ def test_it_is_withdrawn(driver, channel, change):
 def test_who_has_not_heard_all_offers_nothing(driver, channel):
     assert offer(driver, channel)
     driver.client.rpush(driver.keys.bell, "d")
-    assert not driver.moves.offer(driver.fence, [Offer(1, channel.incarnation, 1)])
+    assert not driver.moves.offer(driver.fence, [Offer(1, ((channel.incarnation, 1),))])
     assert driver.state(driver.submit()[0]) is State.PENDING
 
 

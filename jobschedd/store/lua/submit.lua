@@ -18,6 +18,21 @@ end
 local refused = refusal()
 if refused then return refused end
 
+local FIXED, FIRST_GROUP = 9, 6
+local now = now_ms()
+
+local function remember(text)
+  call('SET', KEY.operation, ARGV[2] .. ' ' .. text, 'PX', ARGV[3])
+end
+
+if ARGV[5] == '1' and ARGV[4] == '' then
+  local number = dispatch_at_once(FIRST_GROUP, FIRST_GROUP + FIXED, now)
+  if number then
+    remember(string.format('[%.0f,%.0f]', now, number))
+    return {now, number}
+  end
+end
+
 local MOST_WORKFLOWS = 10000
 
 local function words(text)
@@ -25,8 +40,6 @@ local function words(text)
   for word in string.gmatch(text, '%S+') do list[#list + 1] = word end
   return list
 end
-
-local FIXED, FIRST_GROUP = 9, 6
 
 -- How many arguments stand behind the record of a group that is an array.
 local function beside(at)
@@ -63,12 +76,11 @@ end) or each_group(function(at)
 end)
 if problem then return redis.error_reply(problem) end
 
-local now = now_ms()
 local answer, at = {now}, FIRST_GROUP
 for _ = 1, tonumber(ARGV[5]) do
   local priority, delay, due = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local expires, key, count = tonumber(ARGV[at + 4]), ARGV[at + 5], tonumber(ARGV[at + 8])
-  local known = key ~= '' and known_under(key) or dispatch_at_once(at, at + FIXED, now)
+  local known = key ~= '' and known_under(key)
   if known then
     answer[#answer + 1] = known
   else
@@ -84,5 +96,5 @@ if ARGV[4] ~= '' then
   call('ZADD', KEY.workflows, string.match(ARGV[4], '^%d+'), ARGV[4])
   call('ZREMRANGEBYRANK', KEY.workflows, 0, -1 - MOST_WORKFLOWS)
 end
-call('SET', KEY.operation, ARGV[2] .. ' ' .. cjson.encode(answer), 'PX', ARGV[3])
+remember(cjson.encode(answer))
 return answer
