@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from jobschedd.client.habit import Habit
 from jobschedd.config import RedisConfig, client_settings
 from jobschedd.durations import format_duration
 from jobschedd.errors import InvalidJob, NotDurable, StoreRefused, StoreUnavailable
@@ -67,6 +68,7 @@ class Session:
         self._reached = False
         self._slots: list[OperationSlot] = []
         self._inboxes: list[Inbox] = []
+        self._habit = Habit()
         self._line: Brief | None = None
         self._moves: Moves | None = None
 
@@ -104,6 +106,7 @@ class Session:
     def patiently(self, operation: Callable[[], Answer]) -> Answer:
         """Do what is safe to repeat, again and again while Redis is away, for ``patience`` seconds."""
         self.reach()
+        self._habit.note_another_call()
         pauses = self.pauses()
         while True:
             try:
@@ -143,12 +146,19 @@ class Session:
             slot.sequence += 1
             failpoint("client.submit.before")
             ids = [] if about or durable is not None else self._submit_briefly(jobs, slot)
-            ids = ids or self.patiently(lambda: self.moves.submit(jobs, slot, workflow=about))
+            ids = ids or self._submit(jobs, slot, about)
             failpoint("client.submit.after")
             if refs is not None:
                 refs.ids |= {job.ref: job_id for job, job_id in zip(jobs, ids, strict=True) if job.ref}
             if durable is not None:
                 self._confirm(ids, slot, durable)
+        return ids
+
+    def _submit(self, jobs: Sequence[Submission], slot: OperationSlot, workflow: str) -> list[str]:
+        inbox = self._habit.inbox_for(jobs, self._inboxes)
+        waiter = 0 if inbox is None else inbox.number
+        ids = self.patiently(lambda: self.moves.submit(jobs, slot, waiter, workflow))
+        self._habit.note_submitted(ids, inbox)
         return ids
 
     def _submit_briefly(self, jobs: Sequence[Submission], slot: OperationSlot) -> list[str]:
@@ -235,6 +245,10 @@ class Session:
             yield inbox
         finally:
             self._inboxes.append(inbox)
+
+    def is_told_already(self, job_id: str, inbox: Inbox) -> bool:
+        """Somebody waits for this one with ``inbox``: whether it will be told without asking for it."""
+        return self._habit.is_told(job_id, inbox)
 
     def live_output(self, job_id: str) -> LiveOutput:
         """The live output of one job, on a connection of its own."""

@@ -31,7 +31,8 @@ def ended(session: Session, ids: Iterable[str], timeout: float | None) -> Iterat
     with session.inbox() as inbox:
         watch = Watch(session, inbox)
         total = watch.add(ids)
-        yield from watch.register()
+        if total != 1 or not watch.is_told_already():
+            yield from watch.register()
         failpoint("client.wait.registered")
         while len(watch):
             left = BLOCK if deadline is None else deadline - time.monotonic()
@@ -63,6 +64,14 @@ class Watch:
         """Nobody waits for this one any more."""
         with self._lock:
             self._waiting.pop(job_id, None)
+
+    def is_told_already(self) -> bool:
+        """Whether the end of the only job comes to the inbox without registering."""
+        (job_id,) = self._waiting
+        if not self._session.is_told_already(job_id, self._inbox):
+            return False
+        self._expect(job_id, 1)
+        return True
 
     def register(self, ids: Iterable[str] | None = None) -> Iterator[Ended]:
         """Ask to be told of these (None: of all); at once those that had ended."""
