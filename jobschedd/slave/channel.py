@@ -70,6 +70,7 @@ MOST_BYTES = 4 << 20
 REPORT_ROOM = 4096
 #: Pause after the node was short of processes, memory or files.
 SHORTAGE_PAUSE = 1.0
+#: Seconds between two tries to connect, at most.
 LONGEST_BACK_OFF = 2.0
 #: What a stop at once may spend on sending the last results.
 LAST_WORDS = 1.5
@@ -148,7 +149,8 @@ class Channel:
         self._connect_due = 0.0
         self._new_knock = knock
         self._knock: Knock | None = None
-        self._outage = Outage(log, clock, LONGEST_BACK_OFF)
+        # When Redis is back, we are before anybody can take our silence for our end.
+        self._outage = Outage(log, clock, min(LONGEST_BACK_OFF, settings.lease / 4))
         self._lease_until = 0.0  # boot time past which nothing may start
         self._renew_due = 0.0
         self._ended: list[tuple[Order, Result]] = []
