@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import redis
 
 from jobschedd.clock import Clock
@@ -29,8 +30,7 @@ OUTPUT_TTL = 3_600_000
 ENDED_OUTPUT_TTL = 60_000
 
 
-@dataclass(frozen=True)
-class OrderEntry:
+class OrderEntry(msgspec.Struct, frozen=True):
     """One entry of the dispatch stream, not yet trusted to be an order."""
 
     id: str
@@ -330,7 +330,8 @@ def _ignored(answer: Any) -> None:
 def _fields(flat: Any) -> dict[bytes, bytes]:
     if not flat:
         return {}
-    return dict(zip(flat[::2], flat[1::2], strict=False))
+    parts = iter(flat)
+    return dict(zip(parts, parts))  # noqa: B905 - one iterator; naming the default costs as much again
 
 
 def _hints(fields: dict[bytes, bytes]) -> list[Hint]:
