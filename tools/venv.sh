@@ -15,6 +15,10 @@ pip() { # pip's own, long account only matters when it fails
     exit 1
 }
 
+compiled() { # as pip does for whatever else it installs: where PYTHONDONTWRITEBYTECODE is set, nobody does it later
+    .venv/bin/python -m compileall -q jobschedd || true # an unwritable checkout works all the same
+}
+
 usable() { # a Python that can run jobschedd: 3.12.0 lost vfork in subprocess and is refused
     "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not (v >= (3, 11) and v != (3, 12, 0)))' 2>/dev/null
 }
@@ -52,6 +56,7 @@ explain_and_stop() {
 # A moved checkout breaks the scripts inside .venv, hence the folder in the stamp.
 want="$(pwd) $(cat setup.cfg setup.py tools/venv.sh | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && usable .venv/bin/python; then
+    compiled
     exit 0
 fi
 
@@ -71,4 +76,5 @@ fi
 say "Installing jobschedd[$extras] into .venv"
 # As a path: the finder that setuptools would install instead costs every start of Python in here 15 ms.
 pip install --editable ".[$extras]" --config-settings editable_mode=compat
+compiled
 printf '%s\n' "$want" > "$stamp"
