@@ -18,6 +18,8 @@ log = get_logger(__name__)
 
 #: A message must stay below PIPE_BUF, so that the pipe never holds half of one.
 _STATUS_LIMIT = 400
+#: Seconds between two beats that say something new, at least; those that do not come less often.
+NEWS_INTERVAL = 0.5
 
 
 class StopLevel(IntEnum):
@@ -43,8 +45,8 @@ class ChildContext:
         self._parent = parent
         self._beat_interval = beat_interval
         self._last_resort = last_resort
-        self._next_beat = 0.0
-        self._status = ""
+        self._next_beat = self._next_news = 0.0
+        self._status = self._told = ""
         self._level = StopLevel.RUN
         self._orphaned = False
         self._inbox = SignalInbox(
@@ -68,7 +70,8 @@ class ChildContext:
 
     def beat(self, status: str = "") -> None:
         """Tell the supervisor that this process is alive, and what it does. Cheap; call it in every round."""
-        if time.monotonic() >= self._next_beat:
+        now = time.monotonic()
+        if now >= self._next_beat or (status != self._told and now >= self._next_news):
             self._send("B", status)
         else:
             self._status = status  # for the beats of ``wait``: they would tell an old one for ever
@@ -133,9 +136,10 @@ class ChildContext:
             signal.setitimer(signal.ITIMER_REAL, self._last_resort)
 
     def _send(self, kind: str, text: str) -> None:
-        self._next_beat = time.monotonic() + self._beat_interval
+        now = time.monotonic()
+        self._next_beat, self._next_news = now + self._beat_interval, now + min(self._beat_interval, NEWS_INTERVAL)
         if kind != "E":
-            self._status = text
+            self._status = self._told = text
         line = f"{kind}{printable(text[:_STATUS_LIMIT])}\n".encode("ascii", "backslashreplace")
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # stuck or dead supervisor: check() sees to it
             os.write(self._status_fd, line)

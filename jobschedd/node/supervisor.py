@@ -34,6 +34,8 @@ log = get_logger(__name__)
 
 #: An upper bound for one sleep of the loop: no duty is ever later than this, whatever was miscalculated.
 _LONGEST_SLEEP = 5.0
+#: Seconds between two beats of a child, at most: each wakes us up.
+_LONGEST_BEAT = 1.5
 _READY_POLL = 0.05
 
 
@@ -357,7 +359,7 @@ class Supervisor:
         return not follows_program and all(each.settled(now) for each in earlier)
 
     def _start(self, service: Service, now: float) -> None:
-        beat_interval = min(0.5, self._timing.liveness_timeout / 4)
+        beat_interval = min(_LONGEST_BEAT, self._timing.liveness_timeout / 4)
         try:
             child = start_child(service.spec, now, self._private_fds(), beat_interval)
         except OSError as error:
