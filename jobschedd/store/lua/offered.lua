@@ -16,14 +16,14 @@ local function take_offer(class)
   if not said[1] or said[2] ~= call('GET', BASE .. 'leader') or call('EXISTS', BASE .. 'pending') == 1 then return nil end
   local channels = {}
   for slots, name in string.gmatch(said[1], '(%d+):(%x+);') do channels[#channels + 1] = {name, tonumber(slots)} end
-  local turn, least, found = tonumber(said[3] or 0), 1, nil
+  local turn, least, found = tonumber(said[3] or 0) or 0, 1, nil
   for number = 1, #channels do
     local name, slots = unpack(channels[(turn + number) % #channels + 1])
     local load = load_of(name, slots)
     if load < least then least, found = load, name end
     if load == 0 then break end
   end
-  if found and #channels > 1 then call('HINCRBY', offers, 'turn', 1) end
+  if found and #channels > 1 then call('HSET', offers, 'turn', turn + 1) end
   return found
 end
 
