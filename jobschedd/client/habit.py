@@ -57,9 +57,8 @@ class Habit:
 
     def is_told(self, job: str, inbox: Inbox) -> bool:
         """Somebody waits for ``job``: whether ``inbox`` is told of its end already."""
-        last, self._last = self._last, _Lone()
+        last = self._last
         if last.job != job:
-            self._last = last
             return False
-        self._is_held = True
+        self._last, self._is_held = _Lone(), True
         return last.inbox is inbox and last.taken == inbox.taken and time.monotonic() - last.at < _KEPT

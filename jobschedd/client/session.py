@@ -68,7 +68,7 @@ class Session:
         self._reached = False
         self._slots: list[OperationSlot] = []
         self._inboxes: list[Inbox] = []
-        self._habit = Habit()
+        self.habit = Habit()
         self._line: Brief | None = None
         self._moves: Moves | None = None
 
@@ -106,7 +106,7 @@ class Session:
     def patiently(self, operation: Callable[[], Answer]) -> Answer:
         """Do what is safe to repeat, again and again while Redis is away, for ``patience`` seconds."""
         self.reach()
-        self._habit.note_another_call()
+        self.habit.note_another_call()
         pauses = self.pauses()
         while True:
             try:
@@ -155,10 +155,10 @@ class Session:
         return ids
 
     def _submit(self, jobs: Sequence[Submission], slot: OperationSlot, workflow: str) -> list[str]:
-        inbox = self._habit.inbox_for(jobs, self._inboxes)
+        inbox = self.habit.inbox_for(jobs, self._inboxes)
         waiter = 0 if inbox is None else inbox.number
         ids = self.patiently(lambda: self.moves.submit(jobs, slot, waiter, workflow))
-        self._habit.note_submitted(ids, inbox)
+        self.habit.note_submitted(ids, inbox)
         return ids
 
     def _submit_briefly(self, jobs: Sequence[Submission], slot: OperationSlot) -> list[str]:
@@ -245,10 +245,6 @@ class Session:
             yield inbox
         finally:
             self._inboxes.append(inbox)
-
-    def is_told_already(self, job_id: str, inbox: Inbox) -> bool:
-        """Somebody waits for this one with ``inbox``: whether it will be told without asking for it."""
-        return self._habit.is_told(job_id, inbox)
 
     def live_output(self, job_id: str) -> LiveOutput:
         """The live output of one job, on a connection of its own."""

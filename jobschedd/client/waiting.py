@@ -68,7 +68,7 @@ class Watch:
     def is_told_already(self) -> bool:
         """Whether the end of the only job comes to the inbox without registering."""
         (job_id,) = self._waiting
-        if not self._session.is_told_already(job_id, self._inbox):
+        if not self._session.habit.is_told(job_id, self._inbox):
             return False
         self._expect(job_id, 1)
         return True

@@ -56,10 +56,12 @@ class Offers:
         wanted = {}
         for job_class in self._seen:
             demand = demand_of(job_class)
+            if demand is None:
+                continue
             channels = self._made.get(job_class, ())
-            if demand is not None and (job_class in self._used or not self._still_fit(demand, channels)):
+            if job_class in self._used or not self._still_fit(demand, channels):
                 channels = self._choose(demand, views)
-            if demand is not None and channels:
+            if channels:
                 wanted[job_class] = channels
         self._used.clear()
         if _names(wanted) == _names(self._made):

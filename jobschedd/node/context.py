@@ -70,8 +70,7 @@ class ChildContext:
 
     def beat(self, status: str = "") -> None:
         """Tell the supervisor that this process is alive, and what it does. Cheap; call it in every round."""
-        now = time.monotonic()
-        if now >= self._next_beat or (status != self._told and now >= self._next_news):
+        if time.monotonic() >= self._beat_due(status):
             self._send("B", status)
         else:
             self._status = status  # for the beats of ``wait``: they would tell an old one for ever
@@ -95,16 +94,20 @@ class ChildContext:
         before, end = self._level, time.monotonic() + timeout
         while self.check() == before:
             self.beat(self._status)
-            left = end - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            if now >= end:
                 break
-            self._poll.poll(min(left, self._beat_interval))
+            self._poll.poll(max(0.0, min(end, self._beat_due(self._status)) - now))
         return self._level
 
     @property
     def orphaned(self) -> bool:
         """True when the supervisor is dead: nobody will start this child again."""
         return self._orphaned
+
+    def _beat_due(self, status: str) -> float:
+        """What is news is told sooner."""
+        return self._next_beat if status == self._told else self._next_news
 
     def _obey_signals(self) -> None:
         came = self._inbox.take()

@@ -1,6 +1,6 @@
 #!lua
 -- move: submit: NONE -> PENDING, SCHEDULED, WAITING, DISPATCHED
--- (DISPATCHED: a channel was offered to the next job of its class, see offer.lua)
+-- (DISPATCHED: it came alone, and channels are offered to its class, see offer.lua)
 -- WITH: create offered
 -- KEYS: operation workflows
 -- ARGV: base, sequence of the call, memory of the call (ms), workflow ('': none), n groups; then per group: class text,
