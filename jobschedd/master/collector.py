@@ -127,9 +127,20 @@ class Collector:
                 self._fence = ""
             except (StoreUnavailable, StoreRefused, QueueFull) as error:
                 self._fence = ""
+                self._forget_rows()  # a server that comes back with older data may know nothing of their verdicts
                 beat(f"waiting for Redis: {error}")
                 wait(self._outage.failed(error))
+        self._finish()
         self._history.close()
+
+    def _finish(self) -> None:
+        """What was judged goes into the history and leaves the result stream, whoever leads by now: its verdict stands."""
+        self._history_due = 0.0
+        try:
+            self._make_rows()
+            self._write_history()
+        except (StoreUnavailable, StoreRefused) as error:
+            log.warning("left in the result stream what was judged: the next master goes on", error=error)
 
     def step(self, wait: Callable[[float], object]) -> str:
         """One turn; answers what to tell the supervisor."""

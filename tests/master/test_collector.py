@@ -506,6 +506,32 @@ class TestLead:
         heir.collect(2)
         assert driver.outcome(job) is Outcome.SUCCEEDED
 
+    @pytest.mark.parametrize("led", [True, False])
+    def test_at_its_stop_it_finishes_what_it_has_judged(self, driver, master, channel, led):
+        """The dispatcher, which stops at the same time, may have given the lead up before."""
+        channel.report(run(driver, channel))
+        master.collect(1)
+        channel.report(run(driver, channel))
+        master.collect(1, advance=0)
+        assert waiting(driver) == 1 and len(rows(master)) == 1, "the next transaction is not due yet"
+        if not led:
+            driver.moves.release_lead("m1")
+            channel.report_entry("", "99", 1)
+        turns = iter([led, True])
+        master.collector.run(lambda: next(turns), master.waited.append, lambda said: None)
+        assert waiting(driver) == (0 if led else 1) and len(rows(master)) == 2
+
+    def test_what_a_server_judged_that_died_is_judged_again(self, driver, master, channel):
+        """It may come back with older data, which know nothing of the verdict."""
+        channel.report(run(driver, channel))
+        master.collect(1)
+        channel.report(run(driver, channel))
+        master.collect(1, advance=0)
+        driver.server.kill()
+        turns = iter([False, True])
+        master.collector.run(lambda: next(turns), master.waited.append, lambda said: driver.server.start())
+        assert waiting(driver) == 1
+
     def test_under_a_new_epoch_of_its_own_it_goes_on(self, driver, master, channel):
         master.collect(1)
         job = run(driver, channel)

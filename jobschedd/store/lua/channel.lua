@@ -12,6 +12,7 @@ local function murmur(bell, quiet, pending, text)
   if redis.pcall('EXISTS', pending) == 0 then
     local murmurs = redis.pcall('RPUSH', quiet, text)
     if type(murmurs) == 'number' and murmurs < 1000 then return end
+    redis.pcall('RPOP', quiet)  -- of which it is not told twice
   end
   ring(bell, text)
 end
