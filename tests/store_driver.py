@@ -214,7 +214,7 @@ class FakeChannel:
         self.node = node
         self.name = name
         self.incarnation = secrets.token_hex(8)
-        self.store = ChannelStore(driver.client, driver.keys, SYSTEM_CLOCK, self.incarnation, 0.05)
+        self.store = ChannelStore(driver.client, driver.keys, SYSTEM_CLOCK, self.incarnation, 0.05, may_record=True)
         self.info = ChannelInfo(
             node=node,
             channel=name,
@@ -265,14 +265,20 @@ class FakeChannel:
         self, entry: str, job: str, attempt: int, kind: ReportKind = ReportKind.RESULT, **fields: Any
     ) -> bool:
         """The same where the entry may be gone."""
+        report = self.packed(entry, job, attempt, kind, **fields)
+        key = "" if kind is ReportKind.STARTED else entry
+        return self.store.report_of(self.incarnation, [(key, report)])[0]
+
+    def packed(
+        self, entry: str, job: str, attempt: int, kind: ReportKind = ReportKind.RESULT, **fields: Any
+    ) -> bytes:
+        """What such a report looks like on the wire."""
         if kind is ReportKind.RESULT:
             fields.setdefault("outcome", Outcome.SUCCEEDED)
             fields.setdefault("cause", "exit")
             result = Result(outcome=fields["outcome"], cause=fields["cause"], node=self.node, channel=self.name)
             fields.setdefault("result", encode(result))
-        report = Report(kind=kind, job=job, attempt=attempt, entry=entry, incarnation=self.incarnation, **fields)
-        key = "" if kind is ReportKind.STARTED else entry
-        return self.store.report_of(self.incarnation, [(key, encode(report))])[0]
+        return encode(Report(kind=kind, job=job, attempt=attempt, entry=entry, incarnation=self.incarnation, **fields))
 
 
 def raw(server: RedisServer) -> redis.Redis:

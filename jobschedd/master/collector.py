@@ -4,6 +4,9 @@ Three steps a batch, in this order: the verdicts (one script call, fenced; they 
 history (one transaction, insert-or-ignore), the deletion from the result stream. A crash between two of them
 repeats a step and changes nothing. SQLite is off the latency path. Under load two batches are under way: while the
 server judges one, the rows of the one before are made and written.
+
+Lone jobs that somebody waits for are judged with their reports (see ``lua/channel.lua``): of those only the history is
+left to do, a few times a second, so that their ends need not wait for a processor that we use.
 """
 
 from __future__ import annotations
@@ -112,6 +115,8 @@ class Collector:
         self._unwritten: list[tuple[str, Row | None]] = []
         self._unwritten_bytes = 0
         self._read_again = False
+        self._written_from: list[str] = []  # jobs judged with their reports, whose rows are among the unwritten
+        self._judged_due = 0.0  # boot time at which such jobs are looked for
         self._history_due = 0.0
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
 
@@ -134,10 +139,13 @@ class Collector:
         self._history.close()
 
     def _finish(self) -> None:
-        """What was judged goes into the history and leaves the result stream, whoever leads by now: its verdict stands."""
+        """What was judged goes into the history and out of the result stream, whoever leads by now."""
         self._history_due = 0.0
         try:
             self._make_rows()
+            if self._fence:
+                self._judged_due = 0.0
+                self._take_in_judged()
             self._write_history()
         except (StoreUnavailable, StoreRefused) as error:
             log.warning("left in the result stream what was judged: the next master goes on", error=error)
@@ -154,13 +162,13 @@ class Collector:
                 self._collect(some)
         if not self._results.reads_ahead:
             self._make_rows()
+            self._take_in_judged()
             self._write_history()
         return "collecting"
 
     def _patience(self) -> float:
-        if not self._unwritten:
-            return self._block
-        return max(0.0, min(self._block, self._history_due - self._clock.boottime()))
+        due = self._history_due if self._unwritten else self._judged_due
+        return max(0.0, min(self._block, due - self._clock.boottime()))
 
     def _begin(self) -> bool:
         """Whether our instance leads; a new lead starts at the oldest uncollected entry."""
@@ -182,6 +190,8 @@ class Collector:
         for entry in entries:
             if entry.reports:
                 reports += self._read_reports(entry)
+            elif b"judged" in entry.fields:
+                self._await_more_judged(entry.id)
             elif (job := entry.fields.get(b"ended")) is not None:
                 ended.append((entry.id, job.decode(errors="replace")))
             else:
@@ -373,6 +383,22 @@ class Collector:
         for (entry, job), record in zip(ended, records, strict=True):
             self._keep_row(entry, None if record is None else self._row_of_ended(job, record))
 
+    def _await_more_judged(self, entry: str) -> None:
+        """An entry says that a job was judged with its report: for a moment others may join it, which wake nobody."""
+        self._keep_row(entry, None)
+        self._judged_due = min(self._judged_due, self._clock.boottime() + HISTORY_PAUSE)
+        self._history_due = max(self._history_due, self._judged_due)
+
+    def _take_in_judged(self) -> None:
+        """Those that were judged with their reports; more of them only when these are in the history."""
+        now = self._clock.boottime()
+        if self._written_from or now < self._judged_due:
+            return
+        for job, record in self._survey.judged().items():
+            self._keep_row("", self._row_of_ended(job, record))
+            self._written_from.append(job)
+        self._judged_due = now + (HISTORY_PAUSE if self._written_from else self._block)
+
     def _row_of_ended(self, job: str, record: bytes) -> Row | None:
         """None when it has not ended: somebody retried it since, or the message is not ours."""
         try:
@@ -407,8 +433,10 @@ class Collector:
             self._bound_memory()
             return
         failpoint("collector.history.after")
-        if self._unwritten:
-            self._moves.delete_collected(list(dict.fromkeys(entry for entry, _ in self._unwritten)))
+        if entries := list(dict.fromkeys(entry for entry, _ in self._unwritten if entry)):
+            self._moves.delete_collected(entries)
+        if self._written_from:
+            self._moves.delete_judged(self._written_from)
         failpoint("collector.delete.after")
         self._history_due = self._clock.boottime() + HISTORY_PAUSE
         if self._read_again:
@@ -427,10 +455,12 @@ class Collector:
         self._results.rewind()
         self._forget_rows()
         self._read_again = False
+        self._judged_due = 0.0
 
     def _forget_rows(self) -> None:
         self._judged = []
         self._unwritten.clear()
+        self._written_from.clear()
         self._unwritten_bytes = 0
 
 

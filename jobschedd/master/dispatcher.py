@@ -62,7 +62,8 @@ AUDIT_EVERY = 2
 
 
 class Dispatcher:
-    """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success.
+    """One per master instance. ``lease``, ``reap_scan``, ``block`` in seconds; ``keep_ms``: of ends without success;
+    ``keep_successes_ms``: of the others.
     ``check`` raises StoreRefused where the server cannot hold jobs safely: then nothing is dispatched. ``limits``: as
     configured (see ``limits.stored``). ``ageing``: seconds of waiting that count as one step of priority.
     ``keep_after``: seconds of waiting after which a channel is kept for a job that needs much; 0: never.
@@ -81,6 +82,7 @@ class Dispatcher:
         reap_scan: float,
         block: float,
         keep_ms: int,
+        keep_successes_ms: int,
         check: Callable[[], None] = lambda: None,
         guard: Guard | None = None,
         limits: Mapping[str, str] | None = None,
@@ -118,7 +120,7 @@ class Dispatcher:
         self._said_kept = False  # that channels are kept, in Redis
         self._checked = False  # whether this server will do: a lead on another means nothing
         self._surveyed = False
-        self._offers = Offers(moves, placement, self._is_unbounded)
+        self._offers = Offers(moves, placement, self._is_unbounded, keep_successes_ms)
         self._more_to_do = False
         self._to_unblock = False  # jobs may wait to be told of ends
         self._due_at = 0.0  # boot time at which something scheduled is due

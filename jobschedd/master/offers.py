@@ -24,12 +24,18 @@ Find = Callable[[int], Demand | None]
 
 
 class Offers:
-    """Of one leader. ``may_take(demand, view)``: there is nothing that the store would have to count."""
+    """Of one leader. ``may_take(demand, view)``: there is nothing that the store would have to count.
 
-    def __init__(self, moves: Moves, placement: Placement, may_take: Callable[[Demand, ChannelView], bool]) -> None:
+    ``keep_ms``: for how long the record of a success is kept, which may be judged with its report while offers stand.
+    """
+
+    def __init__(
+        self, moves: Moves, placement: Placement, may_take: Callable[[Demand, ChannelView], bool], keep_ms: int
+    ) -> None:
         self._moves = moves
         self._placement = placement
         self._may_take = may_take
+        self._keep_ms = keep_ms
         self._seen: dict[int, None] = {}  # classes, the newest last
         self._used: set[int] = set()  # classes of which jobs came since their channels were chosen
         self._made: dict[int, tuple[ChannelView, ...]] = {}
@@ -70,7 +76,7 @@ class Offers:
             Offer(job_class, tuple((view.incarnation, view.slots) for view in channels))
             for job_class, channels in wanted.items()
         ]
-        self._made = wanted if self._moves.offer(fence, offers) else {}
+        self._made = wanted if self._moves.offer(fence, offers, self._keep_ms) else {}
         failpoint("dispatcher.offer.after")
 
     def _still_fit(self, demand: Demand, channels: Sequence[ChannelView]) -> bool:

@@ -48,7 +48,8 @@ def run_channel(config: Config, name: str, context: ChildContext) -> int:
     def open_store(incarnation: str) -> ChannelStore:
         client, timing = connect(config.connection, f"{config.node}/{name}"), config.timing
         if config.transport == "stream":
-            return ChannelStore(client, keys, SYSTEM_CLOCK, incarnation, timing.block)
+            may_record = config.connection.username in (None, "default")
+            return ChannelStore(client, keys, SYSTEM_CLOCK, incarnation, timing.block, may_record=may_record)
         return PubSubChannel(
             client,
             keys,

@@ -14,8 +14,8 @@ import msgspec
 import redis
 
 from jobschedd.clock import Clock
-from jobschedd.errors import DataLost, StoreRefused, StoreUnavailable
-from jobschedd.job import Order
+from jobschedd.errors import DataLost, ProtocolError, StoreRefused, StoreUnavailable
+from jobschedd.job import Order, Outcome, ReportKind, decode_report
 from jobschedd.store.errors import translated
 from jobschedd.store.keys import Keys
 from jobschedd.store.marks import STORIES, Announcement
@@ -28,6 +28,8 @@ ORDERS_PER_READ = 200
 OUTPUT_ENTRIES = 512
 OUTPUT_TTL = 3_600_000
 ENDED_OUTPUT_TTL = 60_000
+#: Bytes of a report beyond which it is left to the collector, see ``lua/channel.lua``.
+LARGEST_JUDGED = 4096
 
 
 class OrderEntry(msgspec.Struct, frozen=True):
@@ -67,9 +69,20 @@ class ChannelStore:
     Any method may raise StoreUnavailable (or StoreRefused): then ``close`` and make a new one.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, clock: Clock, incarnation: str, block: float) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        clock: Clock,
+        incarnation: str,
+        block: float,
+        *,
+        may_record: bool = False,
+    ) -> None:
+        """``may_record``: its user has the rights to write records, so that the server can judge reports at once."""
         self._client = client
         self._keys = keys
+        self._may_record = may_record
         self._incarnation = incarnation
         self._block = block
         self._last_order = "0"
@@ -295,8 +308,21 @@ class ChannelStore:
         keys = self._keys
         named = (keys.dispatch(incarnation), keys.results, keys.bell, keys.lease(incarnation))
         # No KEYS: a slave may do without the rights to them.
-        more = (keys.pending, keys.murmurs, keys.leader, keys.together)
+        more = (keys.pending, keys.murmurs, keys.leader, keys.together, *self._to_judge_at_once(reports))
         return named, [incarnation, window, *more, *(part for report in reports for part in report)]
+
+    def _to_judge_at_once(self, reports: Sequence[tuple[str, bytes]]) -> tuple[str, str, bytes]:
+        """Of a lone success, what the function needs to record it: whoever waits need not wait for the collector."""
+        nothing = ("", "", b"")
+        if not self._may_record or len(reports) != 1 or len(reports[0][1]) > LARGEST_JUDGED:
+            return nothing
+        try:
+            report = decode_report(reports[0][1])
+        except ProtocolError:  # out of the spool of another version: the collector's
+            return nothing
+        if report.kind is not ReportKind.RESULT or report.outcome is not Outcome.SUCCEEDED or report.attempt > 1:
+            return nothing
+        return self._keys.base, report.job, report.result
 
     def publish_output(self, job: str, attempt: int, fd: int, offset: int, data: bytes) -> None:
         """Append to the live output of a followed job. A viewer that is too slow misses some; the job never waits."""

@@ -61,6 +61,7 @@ lease:<i>         hash    window and home of channel incarnation i              
 dispatch:<i>      stream  orders for channel incarnation i, until answered              until it is reaped
 control:<i>       stream  hints for channel incarnation i: cancel, follow               1 hour, capped
 results           stream  what channels report, until collected                         until collected
+judged            hash    id -> record of a job judged with its report, for the history  until collected
 schedules         hash    name of a schedule -> what it is (JSON, see schedule.py)       until removed
 schedule:<name>   hash    revision, origin, cursor (the time it has come to), paused,   until removed
                           waiting times, last job, counters
@@ -72,7 +73,8 @@ waiters:<id>      set     further clients that wait for one job                 
 output:<id>       stream  live output, while somebody follows                           1 minute after the end
 suspects          hash    channel incarnation -> since when its lease is missing         until it is reaped
 drains            hash    node, channel, node/channel or group:<g> -> why (JSON)        until resumed
-offers            hash    class -> channels for lone jobs of it; fence of the leader; turn   until withdrawn
+offers            hash    class -> channels for lone jobs of it; fence of the leader;      until withdrawn
+                          turn; how long to keep successes (ms)
 kept              string  channels that the leader keeps for jobs that need much (JSON)   while there are any
 dead              stream  messages nobody could read                                    capped
 masters           zset    masters that answer questions, by the time until they do      while any is there
@@ -138,6 +140,7 @@ class Keys:
         self.schedules = self.base + "schedules"
         self.configurations = self.base + "configurations"
         self.results = self.base + "results"
+        self.judged = self.base + "judged"
         self.suspects = self.base + "suspects"
         self.drains = self.base + "drains"
         self.kept = self.base + "kept"

@@ -409,12 +409,15 @@ class Moves:
             for sent, left, entries, window, bound, wait in replies
         ]
 
-    def offer(self, fence: str, offers: Sequence[Offer]) -> bool:
-        """Offer these in place of those before. False where nothing is: the bell has something to say first."""
+    def offer(self, fence: str, offers: Sequence[Offer], keep_ms: int) -> bool:
+        """Offer these in place of those before. False where nothing is: the bell has something to say first.
+
+        ``keep_ms``: for how long the record of a success is kept.
+        """
         arguments: list[Any] = []
         for job_class, channels in offers:
             arguments += [job_class, "".join(f"{slots}:{incarnation};" for incarnation, slots in channels)]
-        return bool(self._call("offer", fence, *arguments))
+        return bool(self._call("offer", fence, keep_ms, *arguments))
 
     def collect(self, fence: str, arguments: Sequence[Any]) -> list[Judged]:
         """Judge reports, as ``lua/collect.lua`` wants to be asked: per report the verdict and the old record."""
@@ -508,6 +511,11 @@ class Moves:
         """Drop entries of the result stream that are in the history."""
         with translated():
             self.client.xdel(self.keys.results, *entry_ids)
+
+    def delete_judged(self, ids: Iterable[str]) -> None:
+        """Drop jobs from those that were judged with their reports: they are in the history."""
+        with translated():
+            self.client.hdel(self.keys.judged, *ids)
 
     def bury(self, reason: str, sample: bytes, source: str, entry: str = "", *, alone: bool = True) -> None:
         """Keep a message that nobody can read, for people to look at; ``entry`` leaves the result stream with it.

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from jobschedd.store.direct import Direct
 
 #: The library of functions that slaves call, and the version in its name: two versions live side by side.
-CHANNEL_LIBRARY = "jobsched_channel_3"
-REPORT, REGISTER, LEAVE = "jobsched_report_3", "jobsched_register_3", "jobsched_leave_3"
-TAKE, ANSWER = "jobsched_take_3", "jobsched_answer_3"
+CHANNEL_LIBRARY = "jobsched_channel_4"
+REPORT, REGISTER, LEAVE = "jobsched_report_4", "jobsched_register_4", "jobsched_leave_4"
+TAKE, ANSWER = "jobsched_take_4", "jobsched_answer_4"
 #: How the names of libraries of moves begin: each text has a library of its own, so that versions live side by side.
 MOVES = "jobsched_moves_"
 _SHARED_BY_ALL = ("record", "array")
@@ -163,7 +163,9 @@ def script(name: str) -> Script:
 
 def channel_library() -> str:
     """The source of the functions that slaves call."""
-    return _text("channel")
+    body = _text("channel")
+    shared = "\n".join(map(_text, _named(body, "SHARED") or ()))
+    return "\n".join(shared if line.startswith("-- SHARED:") else line for line in body.splitlines())
 
 
 @cache

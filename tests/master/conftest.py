@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +59,7 @@ class Master:
             reap_scan=REAP,
             block=BLOCK,
             keep_ms=KEEP,
+            keep_successes_ms=KEEP,
         )
 
     def restart_collector(self) -> None:
@@ -74,6 +78,15 @@ class Master:
             keep=Keep(KEEP, 2 * KEEP),
             max_payload=100_000,
         )
+
+    def rows(self, columns: str = "job, attempt, final, outcome, cause") -> list[tuple[Any, ...]]:
+        """The history, in order."""
+        if not os.path.exists(self.history_path):
+            return []
+        with sqlite3.connect(self.history_path) as database:
+            found = database.execute(f"SELECT {columns} FROM attempts ORDER BY job, attempt, final").fetchall()
+        database.close()
+        return found
 
     def dispatch(self, turns: int = 3, advance: float = 0.0) -> str:
         """So many turns of the dispatcher, the clock moving before each."""

@@ -37,12 +37,7 @@ def channel(driver, master):
 
 def rows(master, columns="job, attempt, final, outcome, cause"):
     """The history, in order."""
-    if not os.path.exists(master.history_path):
-        return []
-    with sqlite3.connect(master.history_path) as database:
-        found = database.execute(f"SELECT {columns} FROM attempts ORDER BY job, attempt, final").fetchall()
-    database.close()
-    return found
+    return master.rows(columns)
 
 
 def run(driver, channel, **item):

@@ -81,7 +81,7 @@ def test_each_class_has_its_own(driver, master, channel):
     (job,) = driver.submit(labels="gpu")
     master.dispatch(2)
     driver.moves.cancel([job], KEEP)
-    assert len(driver.client.hkeys(driver.keys.offers)) == 3  # and the fence
+    assert len(driver.client.hkeys(driver.keys.offers)) == 4  # with fence and retention
 
 
 def test_never_more_than_a_few(driver, master, channel):
@@ -90,7 +90,7 @@ def test_never_more_than_a_few(driver, master, channel):
         (job,) = driver.submit(labels=f"l{number}")
         master.dispatch(2)
         finish(driver, master, able, job)
-    assert len(driver.client.hkeys(driver.keys.offers)) == MOST + 1
+    assert len(driver.client.hkeys(driver.keys.offers)) == MOST + 2  # with fence and retention
 
 
 @pytest.mark.parametrize(("drained", "item"), [("n1", {}), ("1", {}), ("group:g", {"group": "g"})])

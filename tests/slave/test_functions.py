@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -220,6 +221,7 @@ class TestCalls:
         slot.run("segfault")
         slot.value("big", 900_000)
         slot.value("nothing")  # what carried the value is closed by now
+        gc.collect()  # nor shall what other tests left behind go meanwhile
 
         def descriptors() -> tuple[int, int]:
             return open_descriptors(os.getpid()), open_descriptors(slot.runner.pid)

@@ -30,7 +30,7 @@ def offer(driver: Driver, channel: FakeChannel, slots: int = 1, *others: FakeCha
         driver.moves.cancel([job], KEEP)
     driver.bell()
     channels = tuple((one.incarnation, slots) for one in (channel, *others))
-    return driver.moves.offer(driver.fence, [Offer(1, channels)])
+    return driver.moves.offer(driver.fence, [Offer(1, channels)], KEEP)
 
 
 def test_it_goes_to_its_channel_at_once(driver, channel):
@@ -154,7 +154,7 @@ def test_it_falls_with_its_leader(driver, channel):
     driver.client.delete(driver.keys.leader)
     assert driver.state(driver.submit()[0]) is State.PENDING
     with pytest.raises(NotTheLeader):
-        driver.moves.offer(driver.fence, [])
+        driver.moves.offer(driver.fence, [], KEEP)
     driver.lead("another")
     (job,) = driver.submit(priority=1)
     assert driver.state(job) is State.PENDING
@@ -165,7 +165,7 @@ def test_it_falls_with_its_leader(driver, channel):
     [
         lambda driver, channel: driver.moves.drain("1", "", "me"),
         lambda driver, channel: driver.moves.set_limit("group:a", parse_limit("1")),
-        lambda driver, channel: driver.moves.offer(driver.fence, []),
+        lambda driver, channel: driver.moves.offer(driver.fence, [], KEEP),
         lambda driver, channel: driver.dispatch(channel),
     ],
     ids=["drain", "limit", "withdrawn", "dispatch"],
@@ -179,7 +179,7 @@ def test_it_is_withdrawn(driver, channel, change):
 def test_who_has_not_heard_all_offers_nothing(driver, channel):
     assert offer(driver, channel)
     driver.client.rpush(driver.keys.bell, "d")
-    assert not driver.moves.offer(driver.fence, [Offer(1, ((channel.incarnation, 1),))])
+    assert not driver.moves.offer(driver.fence, [Offer(1, ((channel.incarnation, 1),))], KEEP)
     assert driver.state(driver.submit()[0]) is State.PENDING
 
 

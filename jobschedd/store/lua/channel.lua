@@ -1,4 +1,4 @@
-#!lua name=jobsched_channel_3
+#!lua name=jobsched_channel_4
 -- What a slave may do, as functions: they run under the slave's own rights, and it needs none to load scripts.
 
 -- A bell that nobody reads stays bounded; who reads a full one looks at everything again.
@@ -28,6 +28,36 @@ local function may_be_together(leader, together)
   return type(leads) == 'string' and redis.pcall('GET', together) == leads
 end
 
+-- What the moves know of records. As theirs, made at the first call.
+local BASE, records
+local function make_records()
+-- SHARED: record succeed
+return {begin_call = begin_call, succeed_plainly = succeed_plainly, now_ms = now_ms}
+end
+
+-- Ends that stand in the hash of those that were judged here: a collector that cannot write them down gets the next as
+-- reports, which nothing can make it forget. Bytes of a record there.
+local MOST_JUDGED, MOST_BYTES_JUDGED = 1000, 4096
+
+-- Somebody waits for a job that succeeded at its first attempt, and nothing else is to be looked up or told: the verdict
+-- is given here, while a leader says how long to keep that (see offer.lua). The collector only writes the history; it
+-- is woken for the first of those that stand there for it. Returns whether that is all that was to be done.
+local function judge_at_once(base, leader, results, entry, job, result)
+  local leads, keep = unpack(redis.call('HMGET', base .. 'offers', 'fence', 'keep'))
+  if not keep or leads ~= redis.call('GET', leader) then return false end
+  local rec, judged = redis.call('GET', base .. 'job:' .. job), base .. 'judged'
+  if not rec or string.sub(rec, 9, 12) == '\0\0\0\0' or #rec + #result > MOST_BYTES_JUDGED then return false end
+  if redis.call('HLEN', judged) >= MOST_JUDGED then return false end
+  if not records then records = make_records() end
+  BASE = base
+  records.begin_call()
+  local whole = records.succeed_plainly(job, rec, 1, entry, result, keep, records.now_ms())
+  if not whole then return false end
+  redis.call('HSET', judged, job, whole)
+  if redis.call('HLEN', judged) == 1 then redis.call('XADD', results, '*', 'ended', job, 'judged', '1') end
+  return true
+end
+
 local function hand_in(results, reports)
   if #reports > 0 then redis.call('XADD', results, '*', unpack(reports)) end
 end
@@ -36,12 +66,13 @@ end
 -- whoever takes the entry away may say how it ended, and a requeue takes it away too.
 -- KEYS: dispatch stream, results, bell, lease
 -- ARGV: incarnation, window ('' when unchanged), keys of what waits, of murmurs, of the leader and of who reads reports
---       together; then pairs: entry ('' for news that end nothing), report
+--       together; of a lone report that may be judged at once what keys of records begin with, the job and its result,
+--       else three times ''; then pairs: entry ('' for news that end nothing), report
 -- returns: per pair 1 (handed in) or 0 (the entry was no longer ours)
 local function report(keys, args)
   local answers, taken, together, bytes = {}, 0, {}, 0
-  local most = #args > 8 and may_be_together(args[5], args[6]) and MOST_TOGETHER or 1
-  for at = 7, #args, 2 do
+  local most = #args > 11 and may_be_together(args[5], args[6]) and MOST_TOGETHER or 1
+  for at = 10, #args, 2 do
     local entry, packed, ours = args[at], args[at + 1], 1
     if entry ~= '' then
       ours = redis.call('XDEL', keys[1], entry)
@@ -58,7 +89,13 @@ local function report(keys, args)
     end
     answers[#answers + 1] = ours
   end
-  hand_in(keys[2], together)
+  local judged = false
+  if args[7] ~= '' and taken == 1 then
+    -- Should anything be wrong with what it needs, the report is handed in as any other.
+    local _, answer = pcall(judge_at_once, args[7], args[5], keys[2], args[10], args[8], args[9])
+    judged = answer == true
+  end
+  if not judged then hand_in(keys[2], together) end
   if args[2] ~= '' and redis.call('EXISTS', keys[4]) == 1 then
     redis.call('HSET', keys[4], 'window', args[2])
     murmur(keys[3], args[4], args[3], 'w:' .. args[1] .. ':' .. args[2] .. ':' .. taken)
@@ -132,8 +169,8 @@ local function answer(keys, args)
   return redis.call('PUBLISH', args[4], args[5])
 end
 
-redis.register_function{function_name = 'jobsched_take_3', callback = take, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_answer_3', callback = answer, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_report_3', callback = report, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_register_3', callback = register, flags = {'allow-oom'}}
-redis.register_function{function_name = 'jobsched_leave_3', callback = leave, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_take_4', callback = take, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_answer_4', callback = answer, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_report_4', callback = report, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_register_4', callback = register, flags = {'allow-oom'}}
+redis.register_function{function_name = 'jobsched_leave_4', callback = leave, flags = {'allow-oom'}}

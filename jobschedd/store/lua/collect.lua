@@ -3,6 +3,7 @@
 -- move: return: DISPATCHED, RUNNING -> PENDING, DONE
 -- move: collect: DISPATCHED, RUNNING -> DONE, SCHEDULED, PENDING
 -- (return: in front, uncharged, or DONE when a user has cancelled it meanwhile; SCHEDULED, PENDING: for a retry)
+-- WITH: succeed
 -- KEYS: leader scheduled
 -- ARGV: base, fence; then per report: verb, job, attempt, entry, a, b, c, d, e where
 --       'start':  -                       'return': keep (ms) should a user have cancelled it
@@ -66,17 +67,6 @@ local function apply(verb, id, rec, r, at)
   error('unknown verb ' .. verb)
 end
 
--- Nearly every report is the end of such a job. False: this one is not.
-local function succeed_plainly(id, rec, attempt, entry, result, keep)
-  if #rec < 60 then return false end
-  local version, _, _, _, waiter, expires, state, flags, its_attempt, time, number, spec_length =
-    unpack_struct(PLAIN, rec)
-  if not is_plain(version, expires, flags) or (state ~= DISPATCHED and state ~= RUNNING) then return false end
-  if its_attempt ~= tonumber(attempt) or not is_entry(entry, time, number) then return false end
-  finish_plain(id, rec, waiter, its_attempt, spec_length, SUCCEEDED, result, keep, now)
-  return true
-end
-
 -- Whether this is news of what a channel has now; else what else it is.
 local function is_current(rec, r, attempt, entry)
   if not r then return false, {UNKNOWN} end
@@ -99,7 +89,7 @@ while at <= #ARGV do
       local id, attempt, entry, result = ARGV[one], ARGV[one + 1], ARGV[one + 2], ARGV[one + 3]
       local rec = record_of(id)
       local reply = {ACCEPTED, rec}
-      if not rec or keep == '0' or not succeed_plainly(id, rec, attempt, entry, result, keep) then
+      if not rec or keep == '0' or not succeed_plainly(id, rec, attempt, entry, result, keep, now) then
         local r = rec and read(rec)
         local current, other = is_current(rec, r, tonumber(attempt), entry)
         if current then finish(id, rec, r, SUCCEEDED, result, tonumber(keep), now) else reply = other end

@@ -208,13 +208,14 @@ local function hooks_named_by(rec, r, outcome)
   return type(names) == 'table' and #names > 0 and table.concat(names, ' ') or nil
 end
 
--- The end of a job of which nothing else need be undone or told; ``keep`` (ms, as text) is more than 0.
+-- The end of a job of which nothing else need be undone or told; ``keep`` (ms, as text) is more than 0. Returns its record.
 local function finish_plain(id, rec, waiter, attempt, spec_length, outcome, result, keep, now)
   local whole = sub(rec, 1, 24) .. char(DONE, outcome) .. sub(rec, 27, 32) .. pack('<I6', now)
     .. sub(rec, 39, 60 + spec_length) .. result
   call('SET', BASE .. 'job:' .. id, whole, 'PX', keep)
   tell_hooks(id, attempt, outcome)
   wake(id, waiter, whole)
+  return whole
 end
 
 -- The one way to every other end: the record gets its result and its time to live, whoever waits is told.
