@@ -269,9 +269,7 @@ class FakeChannel:
         key = "" if kind is ReportKind.STARTED else entry
         return self.store.report_of(self.incarnation, [(key, report)])[0]
 
-    def packed(
-        self, entry: str, job: str, attempt: int, kind: ReportKind = ReportKind.RESULT, **fields: Any
-    ) -> bytes:
+    def packed(self, entry: str, job: str, attempt: int, kind: ReportKind = ReportKind.RESULT, **fields: Any) -> bytes:
         """What such a report looks like on the wire."""
         if kind is ReportKind.RESULT:
             fields.setdefault("outcome", Outcome.SUCCEEDED)
