@@ -26,7 +26,7 @@ Figures = dict[str, Any]
 FUNCTIONS, COMMANDS, SAMPLES = 40_000, 3000, 300
 BATCH = 1000
 #: Steps of a job's journey, each from the call before. The submit dispatches it, to the channel that was offered.
-JOURNEY = ("submitted", "reported", "collected", "in the submitter's hands")
+JOURNEY = ("submitted", "reported", "in the submitter's hands")
 
 
 def measure(options: argparse.Namespace) -> Figures:
@@ -155,7 +155,7 @@ def _lone(made: Lab) -> tuple[float, float]:
 class _Seen(threading.Thread):
     """Which of the calls of a journey the server saw when; its clock is ours, for it runs here."""
 
-    CALLS = (script("submit").function, REPORT, script("collect").function)
+    CALLS = (script("submit").function, REPORT)
 
     def __init__(self, made: Lab) -> None:
         super().__init__(daemon=True)
