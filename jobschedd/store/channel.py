@@ -263,7 +263,7 @@ class ChannelStore:
             self._last_hint,
         )
         if self._watched is not None:
-            self.orders.ask(self._compare, PATIENCE, *self._mark_command())
+            self.orders.prepare(self._compare, PATIENCE, *self._mark_command())
         self.orders.ask(lambda answer: on_entries(*self._parsed(answer)), self._block + PATIENCE, *command)
 
     def _parsed(self, answer: Any) -> tuple[list[OrderEntry], list[Hint]]:

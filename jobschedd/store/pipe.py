@@ -57,9 +57,13 @@ class Pipe:
 
     def ask(self, on_answer: OnAnswer, patience: float, *command: Any) -> None:
         """Send a command; its answer goes to ``on_answer``. None within ``patience`` seconds: it is dead."""
+        self.prepare(on_answer, patience, *command)
+        self.write()
+
+    def prepare(self, on_answer: OnAnswer, patience: float, *command: Any) -> None:
+        """The same, but it is sent with the next one that is asked: the server wakes up once for both."""
         self._unsent += hiredis.pack_command(command)
         self._waiting.append((on_answer, self._clock.boottime() + patience))
-        self.write()
 
     @property
     def unsent(self) -> int:

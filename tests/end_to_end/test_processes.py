@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from cluster import describe
+from jobschedd.store.keys import Keys
 from ledger import judge
 from redis_server import wait_until
 
@@ -40,6 +41,21 @@ class TestWhich:
         assert sorted(daemon.children()) == ["channel 1", "collector", "dispatcher", "redis"]
         assert daemon.stop() == 0
         cluster.assert_nothing_left()
+
+
+def test_whoever_waits_for_a_lone_job_needs_no_collector(cluster, redis_server):
+    """The verdict comes with the report; the history follows once somebody is there to write it."""
+    master = cluster.start(["master", "slave"], channels=2)
+    with cluster.client() as client, redis_server.client() as admin:
+        client.submit(["true"]).wait(20)
+        wait_until(lambda: admin.exists(Keys(cluster.namespace).offers), 10, "the leader offers")
+        collector = master.pause("collector")
+        jobs = [client.submit(["true"]), client.call("builtins:str", args=[7])]
+        assert [job.wait(10).outcome for job in jobs] == ["succeeded"] * 2
+        assert collector.status() == psutil.STATUS_STOPPED
+        assert jobs[1].result == "7"
+        master.resume("collector")
+        wait_until(lambda: {row.job for row in client.history()} >= {job.id for job in jobs}, 10, "they have rows")
 
 
 def _finished(ledger) -> int:
