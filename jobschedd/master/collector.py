@@ -15,6 +15,7 @@ import random
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,7 +146,8 @@ class Collector:
             self._make_rows()
             if self._fence:
                 self._judged_due = 0.0
-                self._take_in_judged()
+                with suppress(NotTheLeader):  # who leads now takes them in
+                    self._take_in_judged()
             self._write_history()
         except (StoreUnavailable, StoreRefused) as error:
             log.warning("left in the result stream what was judged: the next master goes on", error=error)
@@ -390,11 +392,20 @@ class Collector:
         self._history_due = max(self._history_due, self._judged_due)
 
     def _take_in_judged(self) -> None:
-        """Those that were judged with their reports; more of them only when these are in the history."""
+        """Those that were judged with their reports; more of them only when these are in the history.
+
+        The server is asked even where there are none: so who has lost the lead hears of it, whatever is collected.
+        """
         now = self._clock.boottime()
         if self._written_from or now < self._judged_due:
             return
-        for job, record in self._survey.judged().items():
+        try:
+            judged = self._moves.judged(self._fence)
+        except StoreRefused as error:
+            self._judged_due = now + HISTORY_RETRY
+            log.error("cannot read which jobs were judged with their reports; they wait in Redis", error=error)
+            return
+        for job, record in judged.items():
             self._keep_row("", self._row_of_ended(job, record))
             self._written_from.append(job)
         self._judged_due = now + (HISTORY_PAUSE if self._written_from else self._block)

@@ -571,7 +571,8 @@ class Inspect:
             pipeline.xlen(self.keys.dead)
             pipeline.smembers(self.keys.pending)
             pipeline.hlen(self.keys.held)
-            newest, scheduled, waiting, uncollected, cancelling, dead, lists, held = pipeline.execute()
+            pipeline.hlen(self.keys.judged)
+            newest, scheduled, waiting, uncollected, cancelling, dead, lists, held, judged = pipeline.execute()
         active = sum(entries for _, entries in self._leases(incarnations).values())
         with translated():
             for channel in self.client.smembers(self.keys.sent_channels):
@@ -582,7 +583,7 @@ class Inspect:
             waiting=waiting,
             active=active,
             submitted=int(newest or 0),
-            uncollected=uncollected,
+            uncollected=uncollected + judged,
             cancelling=cancelling,
             dead_letters=dead,
             held=held,

@@ -512,6 +512,11 @@ class Moves:
         with translated():
             self.client.xdel(self.keys.results, *entry_ids)
 
+    def judged(self, fence: str) -> dict[str, bytes]:
+        """Jobs that were judged with their reports and are in no history yet, with their records."""
+        found = iter(self._call("judged", fence))
+        return {job.decode(errors="replace"): record for job, record in zip(found, found, strict=True)}
+
     def delete_judged(self, ids: Iterable[str]) -> None:
         """Drop jobs from those that were judged with their reports: they are in the history."""
         with translated():

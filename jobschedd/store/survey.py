@@ -222,12 +222,6 @@ class Survey:
             records: Any = self._client.mget([self._keys.job(job_id) for job_id in ids])
         return list(records)
 
-    def judged(self) -> dict[str, bytes]:
-        """Jobs that were judged with their reports and are in no history yet, with their records."""
-        with translated():
-            found: Any = self._client.hgetall(self._keys.judged)
-        return {job.decode(errors="replace"): record for job, record in found.items()}
-
     def identity(self, proposal: str = "") -> str:
         """The namespace's incarnation; where it had none, ``proposal`` from now on."""
         with translated():

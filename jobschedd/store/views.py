@@ -370,7 +370,7 @@ class Counts:
     waiting: int  # for other jobs
     active: int  # dispatched or running
     submitted: int  # ids given out so far
-    uncollected: int  # messages with reports, on their way
+    uncollected: int  # messages with reports, and ends that are judged and in no history yet
     cancelling: int
     dead_letters: int
     held: int = 0  # by users; those whose turn has come are not among the pending

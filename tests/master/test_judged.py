@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from jobschedd.errors import NotTheLeader
 from jobschedd.failpoints import FailpointHit
 from jobschedd.job import Outcome, Result, State, encode
 from jobschedd.master import collector as collector_module
@@ -20,21 +21,31 @@ def rows(master, columns="job, attempt, final, outcome, cause"):
     return master.rows(columns)
 
 
+def judged(driver):
+    """Jobs that wait there to be written down, with their records."""
+    return {job.decode(): record for job, record in driver.client.hgetall(driver.keys.judged).items()}
+
+
 def waiting(driver):
     """Entries in the result stream."""
     return driver.client.xlen(driver.keys.results)
 
 
-@pytest.fixture
-def channel(driver, master):
-    """Its leader has seen a job of the usual class, and offers."""
-    channel = driver.channel(window=50, slots=50)
+def offered(driver, master, channel):
+    """Have a leader see a job of the usual class, after which it offers the channel."""
     driver.submit()
     master.dispatch(2)
     channel.report(channel.jobs()[0])
     master.collect(2)
     master.dispatch(2)
     assert driver.client.exists(driver.keys.offers)
+
+
+@pytest.fixture
+def channel(driver, master):
+    """Idle, and on offer."""
+    channel = driver.channel(window=50, slots=50)
+    offered(driver, master, channel)
     return channel
 
 
@@ -93,7 +104,7 @@ def test_the_collector_is_woken_for_the_first_only(driver, master, channel, lone
     for job in jobs:
         channel.report(job)
     assert waiting(driver) == 1
-    assert set(driver.survey.judged()) == set(jobs)
+    assert set(judged(driver)) == set(jobs)
     master.collect(1, advance=0)
     assert waiting(driver) == 1, "more may come in a moment"
     master.collect(1)
@@ -114,10 +125,10 @@ def test_what_came_while_they_were_written_is_taken_in_unasked(driver, master, c
 
     monkeypatch.setattr(master.history, "add", added)
     master.collect(1)
-    assert waiting(driver) == 0 and set(driver.survey.judged()) == {late}, "nobody was woken up"
+    assert waiting(driver) == 0 and set(judged(driver)) == {late}, "nobody was woken up"
     master.collect(2)
     assert {row[0] for row in rows(master)} >= {first, late}
-    assert driver.survey.judged() == {}
+    assert judged(driver) == {}
 
 
 def test_a_reply_that_was_lost(driver, master, channel, lone):
@@ -244,6 +255,15 @@ def test_nothing_is_lost_where_a_key_is_not_what_it_should_be(driver, master, ch
     assert rows(master)[-1] == (job, 1, 1, "succeeded", "exit")
 
 
+def test_other_rows_do_not_wait_for_a_key_that_cannot_be_read(driver, master, channel, lone):
+    driver.client.sadd(driver.keys.judged, "no such thing")
+    job = lone()
+    channel.report(job)
+    master.collect(2)
+    assert rows(master)[-1] == (job, 1, 1, "succeeded", "exit")
+    assert waiting(driver) == 0
+
+
 def test_a_late_report_of_a_job_that_another_got(driver, master, channel, lone):
     job = lone()
     entry = driver.header(job).entry
@@ -264,12 +284,12 @@ class TestHistory:
         for job in jobs:
             channel.report(job)
             master.collect(2)
-        assert set(driver.survey.judged()) == set(jobs)
+        assert set(judged(driver)) == set(jobs)
         os.rmdir(master.history_path)
         for _ in range(3):
             master.collect(1, advance=5.1)
         assert [row[0] for row in rows(master)] == jobs
-        assert driver.survey.judged() == {} and waiting(driver) == 0
+        assert judged(driver) == {} and waiting(driver) == 0
 
     @pytest.mark.parametrize("step", ["collector.history.after", "collector.delete.after"])
     def test_a_crash_between_two_steps(self, driver, master, channel, lone, monkeypatch, step):
@@ -287,14 +307,14 @@ class TestHistory:
         master.restart_collector()
         master.collect(3)
         assert [row for row in rows(master) if row[0] == job] == [(job, 1, 1, "succeeded", "exit")]
-        assert driver.survey.judged() == {} and waiting(driver) == 0
+        assert judged(driver) == {} and waiting(driver) == 0
 
     def test_at_its_stop_the_collector_takes_them_in(self, driver, master, channel, lone):
         job = lone()
         channel.report(job)
         master.collector.run(lambda: True, master.waited.append, lambda said: None)
         assert rows(master)[-1][0] == job
-        assert driver.survey.judged() == {}
+        assert judged(driver) == {}
 
     def test_a_new_leader_takes_them_in(self, driver, master, make_master, channel, lone):
         job = lone()
@@ -306,12 +326,34 @@ class TestHistory:
         heir.collect(2)
         assert rows(heir)[-1][0] == job
 
+    def test_who_leads_no_longer_leaves_them_to_the_leader(self, driver, master, make_master, channel, lone):
+        master.collect(2)
+        driver.moves.release_lead("m1")
+        heir = make_master("m2")
+        heir.dispatch(1)
+        offered(driver, heir, channel)
+        job = lone()
+        channel.report(job)
+        assert is_judged(driver, job)
+        with pytest.raises(NotTheLeader):
+            master.collect(3)
+        assert set(judged(driver)) == {job} and job not in [row[0] for row in rows(master)]
+        heir.collect(3)
+        assert rows(heir)[-1][0] == job and judged(driver) == {}
+
+    def test_between_two_leaders_who_led_last_takes_them_in(self, driver, master, channel, lone):
+        job = lone()
+        channel.report(job)
+        driver.moves.release_lead("m1")
+        master.collect(2)
+        assert rows(master)[-1][0] == job
+
     def test_bytes_that_are_no_record(self, driver, master, channel, lone):
         driver.client.hset(driver.keys.judged, "7", b"nonsense")
         job = lone()
         channel.report(job)
         master.collect(3)
-        assert rows(master)[-1][0] == job and driver.survey.judged() == {}
+        assert rows(master)[-1][0] == job and judged(driver) == {}
 
 
 def test_a_full_server_judges_them(driver, master, channel, lone):

@@ -162,6 +162,14 @@ class TestShed:
         driver.client.delete(driver.keys.results)
         assert self.shed(driver, memory)[1] == 1
 
+    def test_so_does_what_was_judged_with_its_report_and_has_no_row_yet(self, driver, memory):
+        job, _ = ended(driver, 2)
+        driver.client.hset(driver.keys.judged, job, driver.client.get(driver.keys.job(job)))
+        assert self.shed(driver, memory)[1] == 1
+        assert self.left(driver) == [int(job)]
+        driver.client.delete(driver.keys.judged)
+        assert self.shed(driver, memory)[1] == 1
+
     def test_what_is_too_young_stays(self, driver, memory):
         ended(driver)
         assert memory.shed(driver.fence, 1, 100, 1 << 40, 60_000)[1] == 0

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Forget finished records, those submitted first before the others: their budget is used up. The history has them.
--- KEYS: leader results next_id
+-- KEYS: leader results next_id judged
 -- ARGV: base, fence, first id to look at, how many, bytes to free, age that a record has at least (ms),
 --       'succeeded' | 'failed' (any other end) | '' (both)
 -- returns: {bytes freed, records forgotten, next id to look at (0: there are no more)}
@@ -8,14 +8,16 @@ if call('GET', KEY.leader) ~= ARGV[2] then return redis.error_reply('NOTLEADER a
 local first, left, wanted, which = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7]
 local newest = tonumber(call('GET', KEY.next_id) or 0)
 -- What the collector has not put into the history stays: its report is still in the result stream, and may have come
--- there a moment after the end that the record tells.
+-- there a moment after the end that the record tells; or it was judged with its report.
 local MOMENT = 1000
 local oldest_report = call('XRANGE', KEY.results, '-', '+', 'COUNT', 1)[1]
 local before = now_ms() - tonumber(ARGV[6])
 if oldest_report then before = math.min(before, tonumber(string.match(oldest_report[1], '^%d+')) - MOMENT) end
+local some_judged = call('EXISTS', KEY.judged) == 1
 
-local function is_meant(r)
+local function is_meant(id, r)
   if r.state ~= DONE or r.since >= before then return false end
+  if some_judged and call('HEXISTS', KEY.judged, id) == 1 then return false end
   return which == '' or (r.outcome == SUCCEEDED) == (which == 'succeeded')
 end
 
@@ -35,7 +37,7 @@ end
 local function look_at(id)
   left = left - 1
   local r = read(call('GETRANGE', BASE .. 'job:' .. id, 0, 59))
-  if r and is_meant(r) then forget(id, r) end
+  if r and is_meant(id, r) then forget(id, r) end
 end
 
 -- Tasks have no ids of their own to count through. Where it stops, it goes on the next time; whether all are looked at.
