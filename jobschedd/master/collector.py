@@ -3,7 +3,7 @@
 Three steps a batch, in this order: the verdicts (one script call, fenced; they also wake the waiters), the
 history (one transaction, insert-or-ignore), the deletion from the result stream. A crash between two of them
 repeats a step and changes nothing. SQLite is off the latency path. Under load two batches are under way: while the
-server judges one, the rows of the one before are made and written.
+server judges one, the rows of the one before are made and written, and the next is read.
 
 Lone jobs that somebody waits for are judged with their reports (see ``lua/channel.lua``): of those only the history is
 left to do, a few times a second, so that their ends need not wait for a processor that we use.
@@ -58,8 +58,9 @@ LONGEST_BACK_OFF = 2.0
 #: Rows kept in memory while the history cannot be written; beyond, they are read again from the result stream.
 MOST_UNWRITTEN = 20_000
 MOST_UNWRITTEN_BYTES = 64 << 20
-#: Seconds between two transactions under load; a lone row is written at once.
+#: Seconds between two transactions. A lone row is written at once, and so are as many as this.
 HISTORY_PAUSE = 0.1
+MANY_ROWS = 1000
 HISTORY_RETRY = 5.0
 
 
@@ -81,6 +82,14 @@ class Incoming(NamedTuple):
     entry: str
     report: Report
     result: Result | None
+
+
+class _Asked(NamedTuple):
+    """Reports that were sent to be judged, what is to become of them, and how to wait for the verdicts."""
+
+    reports: Sequence[Incoming]
+    decisions: Sequence[End | Again | None]
+    verdicts: Callable[[], list[Judged]]
 
 
 class Collector:
@@ -112,13 +121,16 @@ class Collector:
         self._fence = ""
         self._random = random.Random()
         self._deaths = Deaths()
+        self._asked: _Asked | None = None  # the reports that the server judges now
         self._judged: list[tuple[Incoming, End | Again | None, Judged]] = []  # those of which no rows were made yet
         self._unwritten: list[tuple[str, Row | None]] = []
         self._unwritten_bytes = 0
         self._read_again = False
+        self._written: dict[str, None] = {}  # entries that are in the history, and still in the result stream
         self._written_from: list[str] = []  # jobs judged with their reports, whose rows are among the unwritten
         self._judged_due = 0.0  # boot time at which such jobs are looked for
         self._history_due = 0.0
+        self._history_fails = False
         self._outage = Outage(log, clock, LONGEST_BACK_OFF)
 
     def run(self, stopping: Callable[[], bool], wait: Callable[[float], object], beat: Callable[[str], None]) -> None:
@@ -133,7 +145,7 @@ class Collector:
                 self._fence = ""
             except (StoreUnavailable, StoreRefused, QueueFull) as error:
                 self._fence = ""
-                self._forget_rows()  # a server that comes back with older data may know nothing of their verdicts
+                self._forget_verdicts()  # a server that comes back with older data may know nothing of their verdicts
                 beat(f"waiting for Redis: {error}")
                 wait(self._outage.failed(error))
         self._finish()
@@ -143,11 +155,14 @@ class Collector:
         """What was judged goes into the history and out of the result stream, whoever leads by now."""
         self._history_due = 0.0
         try:
+            with suppress(NotTheLeader):
+                self._hear_verdicts()
             self._make_rows()
             if self._fence:
                 self._judged_due = 0.0
                 with suppress(NotTheLeader):  # who leads now takes them in
                     self._take_in_judged()
+            self._delete_written()
             self._write_history()
         except (StoreUnavailable, StoreRefused) as error:
             log.warning("left in the result stream what was judged: the next master goes on", error=error)
@@ -163,6 +178,8 @@ class Collector:
             for some in slices(entries):
                 self._collect(some)
         if not self._results.reads_ahead:
+            self._hear_verdicts()
+            self._delete_written()
             self._make_rows()
             self._take_in_judged()
             self._write_history()
@@ -179,6 +196,7 @@ class Collector:
             return False
         # Drawn anew each time: an emptied Redis must not get the identity that it had.
         self._identity = self._survey.identity(secrets.token_hex(8))
+        self._forget_verdicts()
         self._start_over()
         failpoint("collector.begin.after")
         self._fence = fence
@@ -201,6 +219,7 @@ class Collector:
         if reports:
             self._judge(reports)
         if ended:
+            self._hear_verdicts()
             self._make_rows()
             self._note_ended(ended)
 
@@ -255,12 +274,26 @@ class Collector:
         self._moves.bury(reason, sample, f"results {entry.id} report {at + 1}", entry.id, alone=False)
 
     def _judge(self, reports: Sequence[Incoming]) -> None:
+        if not all(_is_success(incoming.report) for incoming in reports):
+            self._hear_verdicts()  # what is decided rests on what became of those before
         decisions = self._decide([incoming.report for incoming in reports])
-        verdicts = self._moves.begin_collect(self._fence, self._arguments(reports, decisions))
+        arguments = self._arguments(reports, decisions)
+        self._hear_verdicts()
+        self._delete_written()
+        self._results.receive_ahead()
+        self._asked = _Asked(reports, decisions, self._moves.begin_collect(self._fence, arguments))
         # While the server judges these, those before go into the history.
         self._make_rows()
         self._write_history()
-        self._judged = list(zip(reports, decisions, verdicts(), strict=True))
+
+    def _hear_verdicts(self) -> None:
+        """Wait for those that were asked for, if any."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return
+        verdicts = asked.verdicts()
+        self._make_rows()
+        self._judged = list(zip(asked.reports, asked.decisions, verdicts, strict=True))
         failpoint("collector.verdict.after")
         for incoming, _, (verdict, _) in self._judged:
             if verdict is Verdict.ACCEPTED:
@@ -433,27 +466,40 @@ class Collector:
             log.warning("cannot open the history yet", file=self._history.path, error=error)
 
     def _write_history(self) -> None:
-        if not (self._unwritten or self._read_again) or self._clock.boottime() < self._history_due:
+        if not (self._unwritten or self._read_again) or not self._may_write():
             self._bound_memory()
             return
         try:
             self._history.add([made for _, made in self._unwritten if made is not None])
         except (sqlite3.Error, OSError) as error:
             self._history_due = self._clock.boottime() + HISTORY_RETRY
+            self._history_fails = True
             log.error("cannot write the history; results wait in Redis", file=self._history.path, error=error)
             self._bound_memory()
             return
+        self._history_fails = False
         failpoint("collector.history.after")
-        if entries := list(dict.fromkeys(entry for entry, _ in self._unwritten if entry)):
-            self._moves.delete_collected(entries)
+        self._written.update((entry, None) for entry, _ in self._unwritten if entry)
+        if self._asked is None:  # else the server has verdicts to give first
+            self._delete_written()
         if self._written_from:
             self._moves.delete_judged(self._written_from)
-        failpoint("collector.delete.after")
+            failpoint("collector.delete.after")
         self._history_due = self._clock.boottime() + HISTORY_PAUSE
         if self._read_again:
             self._start_over()
         else:
             self._forget_rows()
+
+    def _delete_written(self) -> None:
+        if self._written:
+            self._moves.delete_collected(self._written)
+            self._written.clear()
+            failpoint("collector.delete.after")
+
+    def _may_write(self) -> bool:
+        are_many = len(self._unwritten) >= MANY_ROWS and not self._history_fails
+        return are_many or self._clock.boottime() >= self._history_due
 
     def _bound_memory(self) -> None:
         """Jobs go on without a history: what is not in it stays in the result stream, and is judged again."""
@@ -468,8 +514,13 @@ class Collector:
         self._read_again = False
         self._judged_due = 0.0
 
-    def _forget_rows(self) -> None:
+    def _forget_verdicts(self) -> None:
+        self._asked = None
         self._judged = []
+        self._written.clear()
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
         self._unwritten.clear()
         self._written_from.clear()
         self._unwritten_bytes = 0

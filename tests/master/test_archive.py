@@ -44,6 +44,16 @@ def stored(path: str, rows: list[Any]) -> Archive:
     return Archive(path)
 
 
+def test_rows_in_any_number(path):
+    """Most are inserted in groups; those that are there already are left alone."""
+    history = History(path)
+    history.add([made_row(3, name="first"), made_row(20, name="first")])
+    history.add([made_row(number, name="second") for number in range(1, 41)])
+    history.add([])
+    names = dict(history.database().execute("SELECT CAST(job AS INTEGER), name FROM attempts"))
+    assert names == {number: "first" if number in (3, 20) else "second" for number in range(1, 41)}
+
+
 def everything(archive: Archive, query: Query) -> list[Attempt]:
     """All pages, each asked for after the last row of the one before."""
     found: list[Attempt] = []

@@ -50,6 +50,14 @@ def waiting(driver):
     return driver.client.xlen(driver.keys.results)
 
 
+def backlog(driver, channel, count=2 * FULL + 5):
+    """Ends that no collector has seen, more than a first read brings; their jobs."""
+    jobs = [run(driver, channel) for _ in range(count)]
+    for job in jobs:
+        channel.report(job)
+    return jobs
+
+
 class TestEnds:
     def test_record_history_stream(self, driver, master, channel):
         job = run(driver, channel, command=["echo", "hi"], name="greet")
@@ -218,6 +226,80 @@ class TestRetries:
         assert rows(master) == [(job, 1, 1, "succeeded", "exit")]
 
 
+class TestUnderLoad:
+    """While the server judges some, the rows of those before are written, and those that follow are read."""
+
+    def test_rows_are_written_and_leave_the_stream_while_others_are_judged(self, driver, master, channel, monkeypatch):
+        monkeypatch.setattr(collector_module, "MANY_ROWS", FULL)
+        jobs = backlog(driver, channel, 5 * FULL)
+        monkeypatch.setattr(master.results, "_adapt", lambda entries: None)
+        for turn in range(5):
+            master.collect(1, advance=0)
+            assert (len(rows(master)), waiting(driver)) == (FULL * turn, FULL * min(5, 6 - turn))
+        master.collect(1)
+        assert sorted(rows(master, "job")) == sorted((job,) for job in jobs) and waiting(driver) == 0
+
+    def test_a_few_rows_wait_for_more(self, driver, master, channel):
+        jobs = [run(driver, channel) for _ in range(2)]
+        channel.report(jobs[0])
+        master.collect(1)
+        channel.report(jobs[1])
+        master.collect(1, advance=0.01)
+        assert len(rows(master)) == 1
+        master.collect(1)
+        assert len(rows(master)) == 2
+
+    def test_a_failure_is_decided_on_when_all_before_it_are_judged(self, driver, master, channel, monkeypatch):
+        jobs = [run(driver, channel, max_crashes=5) for _ in range(FULL + 1)]
+        for job in jobs[:FULL]:
+            channel.report(job)
+        channel.report(jobs[FULL], ReportKind.CRASHED, reason="n1/1")
+        master.collect(1)
+        decided = []
+        survey_records = master.collector._survey.records
+
+        def records(ids):
+            decided.append(master.collector._asked)
+            return survey_records(ids)
+
+        monkeypatch.setattr(master.collector._survey, "records", records)
+        master.collect(1)
+        assert decided[0] is None and len(decided) >= 1
+        assert driver.header(jobs[FULL]).crashes == 1
+
+    def test_at_its_stop_it_hears_the_verdicts(self, driver, master, channel):
+        jobs = backlog(driver, channel)
+        master.collect(1)
+        master.collector.run(lambda: True, master.waited.append, lambda said: None)
+        assert sorted(rows(master, "job")) == sorted((job,) for job in jobs[:FULL])
+        assert waiting(driver) == len(jobs) - FULL
+
+    def test_what_the_server_was_judging_when_it_died_is_judged_again(self, driver, master, channel):
+        jobs = backlog(driver, channel)
+        master.collect(1)
+        driver.server.kill()
+        turns = iter([False] * 6 + [True])
+        restarts = iter([driver.server.start])
+        master.collector.run(
+            lambda: next(turns), lambda seconds: master.clock.advance(1), lambda said: next(restarts, lambda: None)()
+        )
+        master.collect(3)
+        assert {driver.outcome(job) for job in jobs} == {Outcome.SUCCEEDED}
+        assert sorted(rows(master, "job")) == sorted((job,) for job in jobs) and waiting(driver) == 0
+
+    def test_another_leads_meanwhile(self, driver, master, make_master, channel):
+        jobs = backlog(driver, channel)
+        master.collect(1)
+        driver.moves.release_lead("m1")
+        heir = make_master("m2")
+        heir.dispatch(1)
+        with pytest.raises(NotTheLeader):
+            master.collect(2)
+        heir.collect(3)
+        assert {driver.outcome(job) for job in jobs} == {Outcome.SUCCEEDED}
+        assert sorted(rows(heir, "job")) == sorted((job,) for job in jobs) and waiting(driver) == 0
+
+
 class TestCrashes:
     """Dead between two of its steps, the next collector repeats one of them."""
 
@@ -267,6 +349,15 @@ class TestCrashes:
             (poison, 1, 1, "failed", "poison"),
             (cancelled, 0, 1, "cancelled", "cancelled"),
         ]
+        assert waiting(driver) == 0
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_with_another_batch_under_way(self, driver, master, channel, crash_at, step):
+        jobs = backlog(driver, channel)
+        crash_at(step)
+        master.collect(4)
+        assert {driver.outcome(job) for job in jobs} == {Outcome.SUCCEEDED}
+        assert sorted(rows(master, "job")) == sorted((job,) for job in jobs)
         assert waiting(driver) == 0
 
     def test_a_retry_that_has_gone_on_keeps_its_row(self, driver, master, channel, crash_at):
