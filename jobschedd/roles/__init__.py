@@ -34,6 +34,8 @@ MASTER_STOP = 10.0
 SERVER_STOP = 30.0
 PROBE_PATIENCE = 20.0
 SERVER_STAGE, MASTER_STAGE, SLAVE_STAGE = 0, 1, 2
+#: New objects after which garbage is looked for: a batch of a thousand reports has some thousands, and all are in use.
+_COLLECT_AFTER = 20_000
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def _load_program(config: Config) -> None:
     # What is there now stays: a collector that walks through it would copy each of its pages in every child.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def _await_former_server(config: Config) -> None:
