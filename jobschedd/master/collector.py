@@ -143,6 +143,7 @@ class Collector:
             except NotTheLeader:
                 log.warning("lost the lead: standing by")
                 self._fence = ""
+                self._results.rewind()
             except (StoreUnavailable, StoreRefused, QueueFull) as error:
                 self._fence = ""
                 self._forget_verdicts()  # a server that comes back with older data may know nothing of their verdicts
@@ -164,7 +165,7 @@ class Collector:
                     self._take_in_judged()
             self._delete_written()
             self._write_history()
-        except (StoreUnavailable, StoreRefused) as error:
+        except (StoreUnavailable, StoreRefused, QueueFull) as error:
             log.warning("left in the result stream what was judged: the next master goes on", error=error)
 
     def step(self, wait: Callable[[float], object]) -> str:

@@ -237,7 +237,7 @@ class AnswerStream(ResultStream):
 
     def read(self, patience: float) -> list[ResultEntry]:
         """New entries of the result stream: also those that ids said meanwhile have become."""
-        self._listen(min(patience, LONGEST_WAIT))
+        self._listen(0 if self.reads_ahead else min(patience, LONGEST_WAIT))
         self._pass_on()
         self._say_so()
         self._sweep_if_due()
