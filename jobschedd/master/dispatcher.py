@@ -281,6 +281,8 @@ class Dispatcher:
         self._bell.silence()
         self._classes = self._survey.classes()
         self._pending = self._survey.pending()
+        for job_class, _ in self._pending:
+            self._offers.see(job_class)  # the bell's word of these is lost
         self._go_on()
         self._draining.read()
         self._heal()

@@ -172,3 +172,13 @@ def test_the_leader_that_forgot_offers_anew(driver, master, channel):
     master.dispatch(2)
     finish(driver, master, channel, job)
     assert driver.state(driver.submit()[0]) is State.DISPATCHED
+
+
+def test_what_waited_when_it_began_to_lead_is_known(driver, master):
+    channel = driver.channel(window=3)
+    master.restart_dispatcher()
+    (job,) = driver.submit()
+    assert driver.state(job) is State.PENDING
+    master.dispatch(2)
+    finish(driver, master, channel, job)
+    assert driver.state(driver.submit()[0]) is State.DISPATCHED

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- The jobs that were judged with their reports and are in no history yet: for who leads; where nobody does, who led last.
 -- KEYS: leader epoch judged
--- ARGV: base, fence
+-- ARGV: base, the asker's fence
 -- returns: their ids and records, by turns
 local leads = call('GET', KEY.leader)
 local led_last = not leads and call('GET', KEY.epoch) == string.match(ARGV[2], '%d+$')
