@@ -54,7 +54,7 @@ _COLUMNS = (
     "incarnation, job, attempt, final, name, what, node, channel, outcome, cause, exit_code, signal,"
     " submitted, dispatched, started, ended, spec, result, labels, schedule, error"
 )
-#: Rows that one statement inserts: to run one costs as much as a quarter of a row.
+#: Rows that one statement inserts: to run one costs nearly as much as to insert a row.
 TOGETHER = 16
 _MARKS = f"({', '.join('?' * 21)})"
 _INSERT = f"INSERT OR IGNORE INTO attempts ({_COLUMNS}) VALUES "
