@@ -2,8 +2,8 @@
 
 Three steps a batch, in this order: the verdicts (one script call, fenced; they also wake the waiters), the
 history (one transaction, insert-or-ignore), the deletion from the result stream. A crash between two of them
-repeats a step and changes nothing. SQLite is off the latency path. Under load two batches are under way: while the
-server judges one, the rows of the one before are made and written, and the next is read.
+repeats a step and changes nothing. SQLite is off the latency path. Under load three batches are under way: while
+the server judges one, the rows of the one before are made and written, and the next, here already, is decoded.
 
 Lone jobs that somebody waits for are judged with their reports (see ``lua/channel.lua``): of those only the history is
 left to do, a few times a second, so that their ends need not wait for a processor that we use.
@@ -58,8 +58,9 @@ LONGEST_BACK_OFF = 2.0
 #: Rows kept in memory while the history cannot be written; beyond, they are read again from the result stream.
 MOST_UNWRITTEN = 20_000
 MOST_UNWRITTEN_BYTES = 64 << 20
-#: Seconds between two transactions. A lone row is written at once, and so are as many as this.
+#: Seconds between two transactions; a lone row is written at once.
 HISTORY_PAUSE = 0.1
+#: So many rows do not wait for it.
 MANY_ROWS = 1000
 HISTORY_RETRY = 5.0
 
@@ -292,9 +293,7 @@ class Collector:
         asked, self._asked = self._asked, None
         if asked is None:
             return
-        verdicts = asked.verdicts()
-        self._make_rows()
-        self._judged = list(zip(asked.reports, asked.decisions, verdicts, strict=True))
+        self._judged = list(zip(asked.reports, asked.decisions, asked.verdicts(), strict=True))
         failpoint("collector.verdict.after")
         for incoming, _, (verdict, _) in self._judged:
             if verdict is Verdict.ACCEPTED:

@@ -57,7 +57,8 @@ _COLUMNS = (
 #: Rows that one statement inserts: to run one costs nearly as much as to insert a row.
 TOGETHER = 16
 _MARKS = f"({', '.join('?' * 21)})"
-_INSERT = f"INSERT OR IGNORE INTO attempts ({_COLUMNS}) VALUES "
+_INSERT = f"INSERT OR IGNORE INTO attempts ({_COLUMNS}) VALUES {_MARKS}"
+_INSERT_TOGETHER = ", ".join([_INSERT] + [_MARKS] * (TOGETHER - 1))
 
 #: Seconds that a file locked by somebody else may hold up the collector: verdicts wait as long.
 LOCK_PATIENCE = 0.5
@@ -154,8 +155,8 @@ class History:
             with self.database() as database:
                 whole = len(rows) - len(rows) % TOGETHER
                 together = (chain.from_iterable(rows[at : at + TOGETHER]) for at in range(0, whole, TOGETHER))
-                database.executemany(_INSERT + ", ".join([_MARKS] * TOGETHER), map(tuple, together))
-                database.executemany(_INSERT + _MARKS, rows[whole:])
+                database.executemany(_INSERT_TOGETHER, map(tuple, together))
+                database.executemany(_INSERT, rows[whole:])
         except sqlite3.Error:
             self.close()  # the next try opens the file anew: it may be another one by then
             raise

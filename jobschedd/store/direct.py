@@ -102,23 +102,33 @@ class Asked:
 
     def __init__(self, client: Direct, line: _Line) -> None:
         self._client = client
-        self._line = line
+        self._line: _Line | None = line  # until the answer is here
+        self._received: list[Any] = []
+
+    def receive(self) -> None:
+        """Have the answer here: a server that is busy with something else sends no more of it than the line holds."""
+        self._received.append(self.answer())
 
     def answer(self) -> Any:
         """Wait for the answer: call it once. Raises the library's errors."""
+        if self._received:
+            return self._received.pop()
+        line, self._line = self._line, None
+        assert line is not None, "it was answered before"
         try:
-            (answer,) = self._line.receive(1)
+            (answer,) = line.receive(1)
         except BaseException:
-            self._line.close()
+            line.close()
             raise
-        self._client._give_back(self._line, [answer])
+        self._client._give_back(line, [answer])
         if isinstance(answer, RedisError):
             raise answer
         return answer
 
     def drop(self) -> None:
         """Nobody wants the answer any more."""
-        self._line.close()
+        if self._line is not None:
+            self._line.close()
 
 
 class _Batch(Pipeline):

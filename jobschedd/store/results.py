@@ -42,33 +42,30 @@ class ResultStream:
         self._last = "0"
         self._count = _FEWEST
         self._asked: Asked | None = None  # for what follows
-        self._arrived: list[Any] = []  # its answer, where that is here already
 
     def rewind(self) -> None:
         """Start at the oldest uncollected entry again."""
         self._last = "0"
         asked, self._asked = self._asked, None
-        self._arrived = []
         if asked is not None:
             asked.drop()
 
     @property
     def reads_ahead(self) -> bool:
         """Whether the next entries are on their way already: it was as much as one read may bring."""
-        return self._asked is not None or bool(self._arrived)
+        return self._asked is not None
 
     def receive_ahead(self) -> None:
-        """Have here what was asked for: a server that is busy with something else sends no more than the line holds."""
+        """Have the next entries here, if they are on their way, before the server is kept busy with something else."""
         if self._asked is not None:
             with translated():
-                asked, self._asked = self._asked, None
-                self._arrived = [asked.answer()]
+                self._asked.receive()
 
     def read(self, patience: float) -> list[ResultEntry]:
         """New entries, at once when there are any, else within ``patience`` seconds, else none."""
         with translated():
             # Where nothing followed, there is something to finish before we wait.
-            answer = self._answer_ahead() if self.reads_ahead else self._wait(max(1, round(patience * 1000)))
+            answer = self._wait(max(1, round(patience * 1000))) if self._asked is None else self._answer_ahead()
             if not answer:
                 return []
             entries = [ResultEntry(entry_id.decode(), flat or ()) for entry_id, flat in answer[0][1]]
@@ -77,8 +74,6 @@ class ResultStream:
         return entries
 
     def _answer_ahead(self) -> Any:
-        if self._arrived:
-            return self._arrived.pop()
         asked, self._asked = self._asked, None
         return asked and asked.answer()
 
