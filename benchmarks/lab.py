@@ -47,7 +47,9 @@ class Lab:
         self.config = directory / "jobsched.yaml"
         self.socket = f"{directory}/redis.sock"
         self.url = f"unix://{self.socket}"
-        self._server = subprocess.Popen(embedded.command(str(directory)), stdout=subprocess.DEVNULL)
+        # DEBUG tells what INFO does not: whether the server is still moving its keys to a larger table.
+        command = (*embedded.command(str(directory)), "--enable-debug-command", "local")
+        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.daemon: subprocess.Popen[bytes] | None = None
         wait_until(lambda: embedded.answers(str(directory)), 10)
         self.redis = redis.Redis.from_url(self.url)

@@ -383,7 +383,12 @@ GROWTH: dict[str, tuple[str, str, dict[str, str]]] = {
     "backlog": (
         "Jobs that wait",
         "jobs that wait elsewhere",
-        {**_PER_JOB, "same_line_jobs_per_s": "jobs per s with so many in the same line"},
+        {
+            **_PER_JOB,
+            "same_line_jobs_per_s": "jobs per s with so many in the same line",
+            "rehashing_jobs_per_s": "jobs per s while the server moves its keys",
+            "rehashing_redis_us": "Redis us meanwhile",
+        },
     ),
     "channels": (
         "Channels",
