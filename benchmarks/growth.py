@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from benchmarks.environments import NotHere
 from benchmarks.history import ends
@@ -24,6 +25,9 @@ from jobschedd.master.history import History
 Figures = dict[str, Any]
 #: Jobs of which one point is measured, after so many that only warm up.
 MEASURED, WARM = 20_000, 2000
+#: Rounds of a point that is compared with what is usual.
+ROUNDS = 3
+USUAL_BACKLOG, USUAL_CHANNELS = 10_000, 4
 #: The largest array that is run to its end.
 WHOLE = 100_000
 IDLE = 8.0
@@ -40,22 +44,57 @@ def backlog(options: argparse.Namespace) -> Figures:
 
 def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
     measured = _scaled(MEASURED, options)
-    with lab() as made:
-        _submit(made, size, NOOP | {"channel": "away"})
-        _let_rewrite_end(made)
-        made.start_daemon(2)
-        _live(made, NOOP, WARM)
+    with lab() as made, lab() as other:
+        for each, waiting in ((made, size), (other, USUAL_BACKLOG)):
+            _submit(each, waiting, NOOP | {"channel": "away"})
+            _let_rewrite_end(each)
+            each.start_daemon(2)
+            _live(each, NOOP, WARM)
         figures = {"size": size} | _while_rehashing(made, measured)
         _let_rehash_end(made)
-        with watched(made) as working:
-            _live(made, NOOP, measured)
-        figures |= per_job(working, measured)
-    with lab() as made:
-        _submit(made, size + measured + WARM, NOOP)
-        _let_rewrite_end(made)
-        _let_rehash_end(made)
-        made.start_daemon(2)
-        return figures | {"same_line_jobs_per_s": _rate(made, measured)}
+        figures |= _at_work(made, measured, beside=other)
+    with lab() as made, lab() as other:
+        for each, waiting in ((made, size), (other, USUAL_BACKLOG)):
+            _submit(each, waiting, NOOP)
+            _let_rewrite_end(each)
+            _let_rehash_end(each)
+        rates = _alternating(lambda: _rate(made, measured), lambda: _rate(other, measured))
+    return figures | {"same_line_jobs_per_s": median(rates.values), "same_line_ratio": rates.ratio}
+
+
+class Rounds(NamedTuple):
+    """What each round gave, and the median of its ratio to what the yardstick gave just before and after."""
+
+    values: list[float]
+    ratio: float
+
+
+def _alternating(work: Callable[[], float], yardstick: Callable[[], float]) -> Rounds:
+    """Both tell jobs per second. Minutes later the machine runs at another speed."""
+    values, paces = [], [yardstick()]
+    for _ in range(ROUNDS):
+        values.append(work())
+        paces.append(yardstick())
+    around = [(before + after) / 2 for before, after in pairwise(paces)]
+    return Rounds(values, median(value / pace for value, pace in zip(values, around, strict=True)))
+
+
+def _at_work(made: Lab, measured: int, beside: Lab) -> Figures:
+    """Medians per job of some rounds of ``measured`` jobs, and the ratio of their rate to that of another lab."""
+    rounds: list[Figures] = []
+
+    def work() -> float:
+        rounds.append(_round(made, measured))
+        return float(rounds[-1]["jobs_per_s"])
+
+    rates = _alternating(work, lambda: float(_round(beside, measured)["jobs_per_s"]))
+    return {key: median(each[key] for each in rounds) for key in rounds[0]} | {"ratio": rates.ratio}
+
+
+def _round(made: Lab, measured: int) -> Figures:
+    with watched(made) as working:
+        _live(made, NOOP, measured)
+    return per_job(working, measured)
 
 
 def _submit(made: Lab, count: int, item: dict[str, Any]) -> None:
@@ -72,9 +111,7 @@ def _while_rehashing(made: Lab, measured: int) -> Figures:
     """The same work where the server is still moving its keys, as it does for a while after they have doubled."""
     if not _rehashes(made):
         return {}
-    with watched(made) as working:
-        _live(made, NOOP, measured)
-    moving = per_job(working, measured)
+    moving = _round(made, measured)
     return {"rehashing_jobs_per_s": moving["jobs_per_s"], "rehashing_redis_us": moving["redis_us"]}
 
 
@@ -83,7 +120,7 @@ def _let_rehash_end(made: Lab) -> None:
 
     Idle, the server moves them for one millisecond in each turn of its clock.
     """
-    ordinary = made.redis.config_get("hz")["hz"]
+    ordinary = str(made.redis.config_get("hz")["hz"])
     made.redis.config_set("hz", 500)
     wait_until(lambda: not _rehashes(made), 120, 1)
     made.redis.config_set("hz", ordinary)
@@ -101,8 +138,18 @@ def _live(made: Lab, item: dict[str, Any], jobs: int) -> None:
 
 
 def _rate(made: Lab, measured: int) -> float:
-    """Jobs that end per second, of a line that goes on; the first ``WARM`` left out."""
-    wait_until(lambda: made.finished() >= WARM, 120)
+    """Of a line that is as long afterwards as it was before; the daemon is stopped again."""
+    _submit(made, measured + WARM, NOOP)
+    before = made.finished()
+    made.start_daemon(2)
+    rate = _pace(made, measured, before)
+    made.stop_daemon()
+    return rate
+
+
+def _pace(made: Lab, measured: int, before: int = 0) -> float:
+    """Jobs that end per second, of a line that goes on; the first ``WARM`` left out. ``before``: had ended already."""
+    wait_until(lambda: made.finished() >= before + WARM, 120)
     first, began = made.finished(), time.monotonic()
     wait_until(lambda: made.finished() >= first + measured - WARM, 120)
     return (made.finished() - first) / (time.monotonic() - began)
@@ -126,16 +173,22 @@ def _allow_files(needed: int) -> None:
 
 def _with_channels(size: int, options: argparse.Namespace) -> Figures:
     measured = _scaled(MEASURED, options)
-    with lab() as made:
-        made.redis.config_set("maxclients", 2 * size + 100)
-        made.start_master()
-        with _fleet(made, size):
-            wait_until(lambda: len(made.client.channels()) == size, 60, 0.1)
-            figures = {"size": size} | _idle(made)
-            _live(made, NOOP, WARM)
-            with watched(made) as working:
-                _live(made, NOOP, measured)
-            return figures | per_job(working, measured)
+    with lab() as made, lab() as other, _all_there(made, size):
+        figures = {"size": size} | _idle(made)
+        with _all_there(other, USUAL_CHANNELS):
+            for each in (made, other):
+                _live(each, NOOP, WARM)
+            return figures | _at_work(made, measured, beside=other)
+
+
+@contextlib.contextmanager
+def _all_there(made: Lab, size: int) -> Iterator[None]:
+    """A master, and so many channels."""
+    made.redis.config_set("maxclients", 2 * size + 100)
+    made.start_master()
+    with _fleet(made, size):
+        wait_until(lambda: len(made.client.channels()) == size, 60, 0.1)
+        yield
 
 
 @contextlib.contextmanager
@@ -200,7 +253,7 @@ def _with_array(size: int, options: argparse.Namespace) -> Figures:
         before = made.finished()
         made.start_daemon(2)
         if size > WHOLE:
-            return figures | {"jobs_per_s": _rate(made, _scaled(MEASURED, options))}
+            return figures | {"jobs_per_s": _pace(made, _scaled(MEASURED, options))}
         with watched(made) as working:
             wait_until(lambda: made.finished() >= before + size, 120)
     return figures | per_job(working, size)

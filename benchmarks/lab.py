@@ -99,12 +99,22 @@ class Lab:
     def close(self) -> None:
         """Stop everything."""
         self.client.close()
-        for process in filter(None, (self.daemon, self._server)):
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            if process.poll() is None:
-                process.kill()
+        self.stop_daemon()
+        _end(self._server)
+
+    def stop_daemon(self) -> None:
+        """The daemon, if there is one."""
+        if self.daemon is not None:
+            _end(self.daemon)
+        self.daemon = None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    if process.poll() is None:
+        process.kill()
 
 
 @contextlib.contextmanager

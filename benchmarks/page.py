@@ -385,7 +385,9 @@ GROWTH: dict[str, tuple[str, str, dict[str, str]]] = {
         "jobs that wait elsewhere",
         {
             **_PER_JOB,
+            "ratio": "rate, of that with 10,000",
             "same_line_jobs_per_s": "jobs per s with so many in the same line",
+            "same_line_ratio": "of that with 10,000",
             "rehashing_jobs_per_s": "jobs per s while the server moves its keys",
             "rehashing_redis_us": "Redis us meanwhile",
         },
@@ -395,6 +397,7 @@ GROWTH: dict[str, tuple[str, str, dict[str, str]]] = {
         "simulated channels",
         {
             **{key: text for key, text in _PER_JOB.items() if key != "channels_us"},
+            "ratio": "rate, of that with 4",
             "idle_redis_percent": "idle: Redis %",
             "idle_dispatcher_percent": "idle: dispatcher %",
             "idle_collector_percent": "idle: collector %",
