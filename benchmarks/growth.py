@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.environments import NotHere
 from benchmarks.history import ends
-from benchmarks.lab import Lab, lab, wait_until
+from benchmarks.lab import NODE, Lab, lab, wait_until
 from benchmarks.own import NOOP
 from benchmarks.profile import per_job, watched
 from jobschedd.master.history import History
+from jobschedd.store.keys import Keys
 
 Figures = dict[str, Any]
 #: Jobs of which one point is measured, after so many that only warm up.
@@ -58,6 +59,8 @@ def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
             _submit(each, waiting, NOOP)
             _let_rewrite_end(each)
             _let_rehash_end(each)
+            each.client.drain(NODE)
+            each.start_daemon(2)
         rates = _alternating(lambda: _rate(made, measured), lambda: _rate(other, measured))
     return figures | {"same_line_jobs_per_s": median(rates.values), "same_line_ratio": rates.ratio}
 
@@ -138,12 +141,14 @@ def _live(made: Lab, item: dict[str, Any], jobs: int) -> None:
 
 
 def _rate(made: Lab, measured: int) -> float:
-    """Of a line that is as long afterwards as it was before; the daemon is stopped again."""
-    _submit(made, measured + WARM, NOOP)
+    """Of a line that does not become shorter. Twice as many are added: more go out meanwhile than ends are taken in."""
+    _submit(made, 2 * (measured + WARM), NOOP)
     before = made.finished()
-    made.start_daemon(2)
+    made.client.resume(NODE)
     rate = _pace(made, measured, before)
-    made.stop_daemon()
+    made.client.drain(NODE)
+    made.client.drained(NODE, 60)
+    wait_until(lambda: not made.redis.xlen(Keys("main").results), 60)
     return rate
 
 

@@ -22,9 +22,10 @@ from jobschedd.store.keys import Keys
 
 #: Keys with a time to live that are no ended job (leases, the lead, memories of submits): fewer than these.
 OTHER_KEYS = 10
+NODE = "bench"
 MASTER = """
 role: [master]
-node: bench
+node: {node}
 redis: {{url: "unix://{directory}/redis.sock"}}
 state_dir: {directory}
 log: {{level: warning}}
@@ -58,12 +59,12 @@ class Lab:
     def start_daemon(self, channels: int, slots: int = 1) -> None:
         """``channels`` channels of ``slots`` slots, master and slave in one daemon; returns when all are there."""
         names = ", ".join(f'{{name: "{number + 1}", slots: {slots}}}' for number in range(channels))
-        self._start(BOTH.format(directory=self.directory, channels=names, root=Path(__file__).parent.parent))
+        self._start(BOTH.format(node=NODE, directory=self.directory, channels=names, root=Path(__file__).parent.parent))
         wait_until(lambda: len(self.client.channels()) == channels, 10)
 
     def start_master(self) -> None:
         """A master alone; returns when it leads."""
-        self._start(MASTER.format(directory=self.directory))
+        self._start(MASTER.format(node=NODE, directory=self.directory))
         wait_until(lambda: self.redis.exists(Keys("main").leader), 10)
 
     def _start(self, config: str) -> None:
@@ -99,22 +100,12 @@ class Lab:
     def close(self) -> None:
         """Stop everything."""
         self.client.close()
-        self.stop_daemon()
-        _end(self._server)
-
-    def stop_daemon(self) -> None:
-        """The daemon, if there is one."""
-        if self.daemon is not None:
-            _end(self.daemon)
-        self.daemon = None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
-    if process.poll() is None:
-        process.kill()
+        for process in filter(None, (self.daemon, self._server)):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            if process.poll() is None:
+                process.kill()
 
 
 @contextlib.contextmanager
