@@ -60,7 +60,7 @@ class Lab:
         """``channels`` channels of ``slots`` slots, master and slave in one daemon; returns when all are there."""
         names = ", ".join(f'{{name: "{number + 1}", slots: {slots}}}' for number in range(channels))
         self._start(BOTH.format(node=NODE, directory=self.directory, channels=names, root=Path(__file__).parent.parent))
-        wait_until(lambda: len(self.client.channels()) == channels, 10)
+        wait_until(lambda: len(self.client.channels()) == channels, 10, 0.005)
 
     def start_master(self) -> None:
         """A master alone; returns when it leads."""
@@ -120,8 +120,8 @@ def lab() -> Iterator[Lab]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, pause: float = 0.005) -> None:
-    """Raises TimeoutError when ``condition`` does not come true in time."""
+def wait_until(condition: Callable[[], Any], seconds: float, pause: float = 0.02) -> None:
+    """Raises TimeoutError when ``condition`` does not come true in time. Each look takes time of what is measured."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

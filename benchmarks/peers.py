@@ -55,7 +55,8 @@ Figures = dict[str, Any]
 NOTHING, TRUE = "nothing", "true"
 #: Seconds that one drain may take, and that workers have until their first result.
 PATIENCE, FIRST = 120, 30
-LOOK = 0.003
+#: Seconds between two looks at how many have ended: each takes time of the two processors that are being measured.
+LOOK = 0.02
 IDLE, SETTLE = 5.0, 1.5
 #: Seconds in which whoever tidies up after the last job has done so.
 TIDY = 0.5

@@ -179,7 +179,7 @@ class _Seen(threading.Thread):
         times: list[float] = []
         for call in self.CALLS:
             after = times[-1] if times else moment
-            wait_until(partial(self._first, call, after), 5)
+            wait_until(partial(self._first, call, after), 5, 0.001)
             times.append(self._first(call, after) or 0.0)
         return times
 
