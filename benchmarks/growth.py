@@ -73,7 +73,7 @@ class Rounds(NamedTuple):
 
 
 def _alternating(work: Callable[[], float], yardstick: Callable[[], float]) -> Rounds:
-    """Both tell jobs per second. Minutes later the machine runs at another speed."""
+    """Both tell jobs per second. In turns, for minutes later the machine may run at another speed."""
     values, paces = [], [yardstick()]
     for _ in range(ROUNDS):
         values.append(work())
@@ -147,7 +147,7 @@ def _rate(made: Lab, measured: int) -> float:
     made.client.resume(NODE)
     rate = _pace(made, measured, before)
     made.client.drain(NODE)
-    made.client.drained(NODE, 60)
+    assert made.client.drained(NODE, 60), "the channels did not become empty"
     wait_until(lambda: not made.redis.xlen(Keys("main").results), 60)
     return rate
 
