@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from cluster import lives
 from ledger import judge
 from redis_server import wait_until
 
@@ -70,15 +71,11 @@ def test_a_node_that_is_cut_off_from_redis(cluster, ledger, redis_server, overla
         admin.client_kill_filter(user="cut")
         wait_until(lambda: _started(ledger) == 2, 8, f"the other node runs it\n{cluster.logs()}")
         first, second = (event.pid for event in ledger.events()[0])
-        assert _runs(second)
-        assert _runs(first) == (overlap == "allow")
+        assert lives(second)
+        assert lives(first) == (overlap == "allow")
         admin.acl_setuser("cut", enabled=True)
         account = judge(cluster, ledger, admin, within=20)
         assert [end.attempt for end in account.ends] == [2]
-
-
-def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_follower_misses_nothing_of_what_was_written_while_redis_was_away(cluster, redis_server):

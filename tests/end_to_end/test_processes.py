@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from cluster import describe
+from cluster import describe, lives
 from jobschedd.store.keys import Keys
 from ledger import judge
 from redis_server import wait_until
@@ -100,7 +100,7 @@ class TestKilledChild:
         wait_until(lambda: ledger.events()[0], 15, f"the job has begun\n{cluster.logs()}")
         first = psutil.Process(ledger.events()[0][0].pid)
         slave.kill("channel 1")
-        wait_until(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 2, "its process is gone")
+        wait_until(lambda: not lives(first), 2, "its process is gone")
         wait_until(lambda: len(ledger.events()[0]) >= 2, 5, f"it runs again\n{cluster.logs()}")
         with redis_server.client() as client:
             account = judge(cluster, ledger, client, within=15)

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 
-from cluster import Cluster
+from cluster import Cluster, lives
 from fault_proxy import FaultProxy
 from jobschedd import Client
 from jobschedd.errors import StoreUnavailable
@@ -108,15 +107,11 @@ def test_a_node_is_cut_off_for_longer_than_its_lease(through, ledger, proxy, red
         proxy.black_hole(client="n1/")
         wait_until(lambda: _started(ledger) == 2, 8, f"the other node runs it\n{through.logs()}")
         first = ledger.events()[0][0]
-        runs = _runs(first.pid)
+        runs = lives(first.pid)
         assert runs == (overlap == "allow")
         proxy.heal()
         account = judge(through, ledger, direct, within=20)
     assert [end.attempt for end in account.ends] == [2]
-
-
-def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def _load_functions(redis_server: RedisServer) -> None:

@@ -113,8 +113,7 @@ def test_longer_than_the_lease(cable, cluster, ledger, far_slave, overlap):
         first = psutil.Process(ledger.events()[0][0].pid)
         cable.pull()
         wait_until(lambda: _started(ledger) == 2, 10, f"the other runs it\n{cluster.logs()}")
-        lives = first.is_running() and first.status() != psutil.STATUS_ZOMBIE
-        assert lives == (overlap == "allow")
+        assert harness.lives(first) == (overlap == "allow")
         cable.plug()
         account = judge(cluster, ledger, admin, within=30)
     assert [end.attempt for end in account.ends] == [2]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from cluster import Cluster, Daemon
+from cluster import Cluster, Daemon, lives
 from faults.scene import let_pass, of_account, tallied
 from jobschedd.config.model import Timing
 from ledger import SUCCESS, Ledger, judge
@@ -173,7 +173,7 @@ def test_a_killed_supervisor(clinic):
         begin = time.monotonic()
         slave.kill()
         slave.popen.wait(5)
-        wait_until(lambda: not any(map(_lives, processes)), 5, "nothing is left")
+        wait_until(lambda: not any(map(lives, processes)), 5, "nothing is left")
         clinic.seconds.append(time.monotonic() - begin)
         slave.start()
 
@@ -188,10 +188,3 @@ def _kill_at_once(daemon: Daemon) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):  # a job that has just ended
                 do(process)
     daemon.popen.wait(5)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
