@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.environments import NotHere
 from benchmarks.history import ends
 from benchmarks.lab import NODE, Lab, lab, wait_until
 from benchmarks.own import NOOP
 from benchmarks.profile import per_job, watched
+from benchmarks.yardsticks import in_turns
 from jobschedd.master.history import History
 from jobschedd.store.keys import Keys
 
@@ -61,25 +62,8 @@ def _with_backlog(size: int, options: argparse.Namespace) -> Figures:
             _let_rehash_end(each)
             each.client.drain(NODE)
             each.start_daemon(2)
-        rates = _alternating(lambda: _rate(made, measured), lambda: _rate(other, measured))
-    return figures | {"same_line_jobs_per_s": median(rates.values), "same_line_ratio": rates.ratio}
-
-
-class Rounds(NamedTuple):
-    """What each round gave, and the median of its ratio to what the yardstick gave just before and after."""
-
-    values: list[float]
-    ratio: float
-
-
-def _alternating(work: Callable[[], float], yardstick: Callable[[], float]) -> Rounds:
-    """Both tell jobs per second. In turns, for minutes later the machine may run at another speed."""
-    values, paces = [], [yardstick()]
-    for _ in range(ROUNDS):
-        values.append(work())
-        paces.append(yardstick())
-    around = [(before + after) / 2 for before, after in pairwise(paces)]
-    return Rounds(values, median(value / pace for value, pace in zip(values, around, strict=True)))
+        rates = in_turns(ROUNDS, lambda: _rate(made, measured), lambda: _rate(other, measured))
+    return figures | {"same_line_jobs_per_s": median(rates.values), "same_line_ratio": median(rates.ratios)}
 
 
 def _at_work(made: Lab, measured: int, beside: Lab) -> Figures:
@@ -90,8 +74,8 @@ def _at_work(made: Lab, measured: int, beside: Lab) -> Figures:
         rounds.append(_round(made, measured))
         return float(rounds[-1]["jobs_per_s"])
 
-    rates = _alternating(work, lambda: float(_round(beside, measured)["jobs_per_s"]))
-    return {key: median(each[key] for each in rounds) for key in rounds[0]} | {"ratio": rates.ratio}
+    rates = in_turns(ROUNDS, work, lambda: float(_round(beside, measured)["jobs_per_s"]))
+    return {key: median(each[key] for each in rounds) for key in rounds[0]} | {"ratio": median(rates.ratios)}
 
 
 def _round(made: Lab, measured: int) -> Figures:

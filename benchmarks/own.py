@@ -7,11 +7,11 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 from benchmarks.lab import OTHER_KEYS, Lab, cpu_seconds, lab, wait_until
-from benchmarks.yardsticks import ping, round_trips, spawn
+from benchmarks.yardsticks import in_turns, ping, round_trips, spawn
 
 NOOP = {"function": "benchmarks.functions:nothing"}
 TRUE = {"command": ["/bin/true"]}
@@ -142,14 +142,10 @@ def commands(rounds: int = 5, jobs: int = 1500) -> Figures:
         with lab() as made:
             made.start_daemon(channels, slots)
             _drained(made, jobs // 5)  # warm
-            rates, bare = [], [spawn()]
-            for _ in range(rounds):
-                rates.append(_drained(made, jobs))
-                bare.append(spawn())
-        spawns = [(before + after) / 2 for before, after in pairwise(bare)]
-        figures[f"{name}_jobs_per_s"] = statistics.median(rates)
-        figures[f"{name}_ratio"] = statistics.median(rate / spawn for rate, spawn in zip(rates, spawns, strict=True))
-    figures["yardstick_spawn_per_s"] = statistics.median(spawns)
+            rates = in_turns(rounds, partial(_drained, made, jobs), spawn)
+        figures[f"{name}_jobs_per_s"] = statistics.median(rates.values)
+        figures[f"{name}_ratio"] = statistics.median(rates.ratios)
+        figures["yardstick_spawn_per_s"] = statistics.median(rates.paces)
     figures["ratio"] = figures["one_channel_ratio"]
     return figures
 

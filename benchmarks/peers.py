@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -562,13 +562,8 @@ def _noops(peer: Peer, scale: float, last: bool) -> Figures:
 
 def _commands(peer: Peer, at_a_time: int, runs: int, scale: float) -> Figures:
     count = max(20, round(peer.sizes.commands * scale))
-    rates, bare = [], [yardsticks.spawn(SPAWNS)]
-    for _ in range(runs):
-        rates.append(_command_rate(peer, at_a_time, count))
-        bare.append(yardsticks.spawn(SPAWNS))
-    around = [(before + after) / 2 for before, after in pairwise(bare)]
-    shares = [rate / spawns for rate, spawns in zip(rates, around, strict=True)]
-    return {"per_s": rates, "share_of_spawn": shares, "spawn_per_s": around, "jobs": count}
+    rates = yardsticks.in_turns(runs, partial(_command_rate, peer, at_a_time, count), partial(yardsticks.spawn, SPAWNS))
+    return {"per_s": rates.values, "share_of_spawn": rates.ratios, "spawn_per_s": rates.paces, "jobs": count}
 
 
 def _command_rate(peer: Peer, at_a_time: int, count: int) -> float:

@@ -8,7 +8,9 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import psutil
 import redis
@@ -69,6 +71,27 @@ def round_trips(url: str, samples: int) -> list[float]:
     finally:
         process.kill()
         process.wait()
+
+
+class Rounds(NamedTuple):
+    """What each round gave, and beside it the mean of what a yardstick gave just before and after."""
+
+    values: list[float]
+    paces: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each round."""
+        return [value / pace for value, pace in zip(self.values, self.paces, strict=True)]
+
+
+def in_turns(rounds: int, work: Callable[[], float], yardstick: Callable[[], float]) -> Rounds:
+    """Both tell so many a second. In turns: other load on the machine hits both alike, and its speed changes."""
+    values, bare = [], [yardstick()]
+    for _ in range(rounds):
+        values.append(work())
+        bare.append(yardstick())
+    return Rounds(values, [(before + after) / 2 for before, after in pairwise(bare)])
 
 
 def yardsticks(url: str, socket: str, samples: int = 500) -> dict[str, Any]:
