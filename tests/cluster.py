@@ -63,15 +63,6 @@ def _belongs(process: psutil.Process, token: bytes, paths: Sequence[Path]) -> bo
     return False
 
 
-def lives(process: psutil.Process | int) -> bool:
-    """Whether it runs. It may end at any moment, between two looks at it as well; a zombie has ended."""
-    try:
-        process = psutil.Process(process) if isinstance(process, int) else process
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def describe(processes: Sequence[psutil.Process]) -> str:
     """One line a process, for messages."""
     lines = []

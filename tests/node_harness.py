@@ -33,9 +33,11 @@ def child(name: str, behaviour: str = "steady", **settings: Any) -> dict[str, An
     return {"name": name, "behaviour": behaviour, **settings}
 
 
-def alive(pid: int) -> bool:
+def alive(process: psutil.Process | int) -> bool:
+    """Whether it runs. It may end at any moment, between two looks at it as well; a zombie has ended."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

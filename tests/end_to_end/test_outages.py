@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from cluster import lives
 from ledger import judge
+from node_harness import alive
 from redis_server import wait_until
 
 LEASE = 1.5
@@ -71,8 +71,8 @@ def test_a_node_that_is_cut_off_from_redis(cluster, ledger, redis_server, overla
         admin.client_kill_filter(user="cut")
         wait_until(lambda: _started(ledger) == 2, 8, f"the other node runs it\n{cluster.logs()}")
         first, second = (event.pid for event in ledger.events()[0])
-        assert lives(second)
-        assert lives(first) == (overlap == "allow")
+        assert alive(second)
+        assert alive(first) == (overlap == "allow")
         admin.acl_setuser("cut", enabled=True)
         account = judge(cluster, ledger, admin, within=20)
         assert [end.attempt for end in account.ends] == [2]

@@ -9,9 +9,10 @@ import time
 import psutil
 import pytest
 
-from cluster import describe, lives
+from cluster import describe
 from jobschedd.store.keys import Keys
 from ledger import judge
+from node_harness import alive
 from redis_server import wait_until
 
 CHANNELS = ["channel 1", "channel 2", "channel 3", "channel 4"]
@@ -100,7 +101,7 @@ class TestKilledChild:
         wait_until(lambda: ledger.events()[0], 15, f"the job has begun\n{cluster.logs()}")
         first = psutil.Process(ledger.events()[0][0].pid)
         slave.kill("channel 1")
-        wait_until(lambda: not lives(first), 2, "its process is gone")
+        wait_until(lambda: not alive(first), 2, "its process is gone")
         wait_until(lambda: len(ledger.events()[0]) >= 2, 5, f"it runs again\n{cluster.logs()}")
         with redis_server.client() as client:
             account = judge(cluster, ledger, client, within=15)

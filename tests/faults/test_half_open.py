@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from cluster import Cluster, lives
+from cluster import Cluster
 from fault_proxy import FaultProxy
 from jobschedd import Client
 from jobschedd.errors import StoreUnavailable
 from jobschedd.store.scripts import channel_library, load_moves
 from ledger import Ledger, judge
+from node_harness import alive
 from redis_server import RedisServer, wait_until
 
 #: What a command may take, what a blocked read may take on top (block: 0.1 s here), and a busy test machine.
@@ -107,7 +108,7 @@ def test_a_node_is_cut_off_for_longer_than_its_lease(through, ledger, proxy, red
         proxy.black_hole(client="n1/")
         wait_until(lambda: _started(ledger) == 2, 8, f"the other node runs it\n{through.logs()}")
         first = ledger.events()[0][0]
-        runs = lives(first.pid)
+        runs = alive(first.pid)
         assert runs == (overlap == "allow")
         proxy.heal()
         account = judge(through, ledger, direct, within=20)

@@ -13,6 +13,7 @@ import pytest
 
 import cluster as harness
 from ledger import judge
+from node_harness import alive
 from redis_server import RedisServer, wait_until
 
 _NET = f"10.231.{os.getpid() % 256}"  # each test worker has its own
@@ -113,7 +114,7 @@ def test_longer_than_the_lease(cable, cluster, ledger, far_slave, overlap):
         first = psutil.Process(ledger.events()[0][0].pid)
         cable.pull()
         wait_until(lambda: _started(ledger) == 2, 10, f"the other runs it\n{cluster.logs()}")
-        assert harness.lives(first) == (overlap == "allow")
+        assert alive(first) == (overlap == "allow")
         cable.plug()
         account = judge(cluster, ledger, admin, within=30)
     assert [end.attempt for end in account.ends] == [2]

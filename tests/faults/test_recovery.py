@@ -14,10 +14,11 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from cluster import Cluster, Daemon, lives
+from cluster import Cluster, Daemon
 from faults.scene import let_pass, of_account, tallied
 from jobschedd.config.model import Timing
 from ledger import SUCCESS, Ledger, judge
+from node_harness import alive
 from redis_server import RedisServer, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(0)]
@@ -173,7 +174,7 @@ def test_a_killed_supervisor(clinic):
         begin = time.monotonic()
         slave.kill()
         slave.popen.wait(5)
-        wait_until(lambda: not any(map(lives, processes)), 5, "nothing is left")
+        wait_until(lambda: not any(map(alive, processes)), 5, "nothing is left")
         clinic.seconds.append(time.monotonic() - begin)
         slave.start()
 

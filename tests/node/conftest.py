@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from node_harness import STRANGERS, Node, descendants, wait_until
+from node_harness import STRANGERS, Node, alive, descendants, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -31,7 +31,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         left = descendants()
         # The node's children notice its death by themselves; five seconds is what is promised.
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not [each for each in left if each.is_running() and not _is_dead(each)], 5)
+            wait_until(lambda: not any(map(alive, left)), 5)
         survivors = descendants()
         described = [_describe(each) for each in survivors]
         for each in survivors:
@@ -42,13 +42,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
                 os.waitpid(each.pid, 0)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         assert not described, f"left behind: {described}\n{node.text()}"
-
-
-def _is_dead(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _describe(process: psutil.Process) -> str:
