@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,21 @@ class Daemon:
 
     def child(self, role: str, within: float = 5.0) -> psutil.Process:
         """The child of this role, waiting until there is one."""
-        wait_until(lambda: role in self.children(), within, f"{self.name} has a child {role!r}; log:\n{self.log()}")
-        return self.children()[role]
+        return self._await_child(role, lambda child: True, within, f"{self.name} has a child {role!r}")
+
+    def _await_child(
+        self, role: str, is_it: Callable[[psutil.Process], bool], within: float, what: str
+    ) -> psutil.Process:
+        found: list[psutil.Process] = []
+
+        def is_there() -> bool:
+            child = self.children().get(role)
+            if child is not None and is_it(child):
+                found.append(child)
+            return bool(found)
+
+        wait_until(is_there, within, f"{what}; log:\n{self.log()}")
+        return found[0]
 
     def signal(self, role: str, signum: signal.Signals) -> psutil.Process:
         """Send a signal to the child of this role, or to the "supervisor"; the process that got it."""
@@ -180,12 +194,11 @@ class Daemon:
     def successor(self, role: str, of: psutil.Process, within: float = 2.0) -> psutil.Process:
         """The new child of the role of ``of``, which was killed."""
 
-        def is_there() -> bool:
-            child = self.children().get(role)
-            return child is not None and child.pid != of.pid
+        def is_new(child: psutil.Process) -> bool:
+            # What a killed channel was just spawning bears its title, too, until the supervisor finds and kills it.
+            return child.pid != of.pid and re.search(rf"started child=.* pid={child.pid}\b", self.log()) is not None
 
-        wait_until(is_there, within, f"a new {role!r} after {of.pid}; log:\n{self.log()}")
-        return self.children()[role]
+        return self._await_child(role, is_new, within, f"a new {role!r} after {of.pid}")
 
     def running(self) -> bool:
         """Whether the supervisor lives."""
