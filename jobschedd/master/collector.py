@@ -6,11 +6,12 @@ repeats a step and changes nothing. SQLite is off the latency path. Under load t
 the server judges one, the rows of the one before are made and written, and the next, here already, is decoded.
 
 Lone jobs that somebody waits for are judged with their reports (see ``lua/channel.lua``): of those only the history is
-left to do, a few times a second, so that their ends need not wait for a processor that we use.
+left to do, a few times a second and giving way as we go, so that no end waits for a processor that we use.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import sqlite3
@@ -63,6 +64,8 @@ HISTORY_PAUSE = 0.1
 #: So many rows do not wait for it.
 MANY_ROWS = 1000
 HISTORY_RETRY = 5.0
+#: Rows of jobs judged with their reports between two chances for others to have our processor.
+GIVE_WAY = 8
 
 
 @dataclass(frozen=True)
@@ -438,9 +441,11 @@ class Collector:
             self._judged_due = now + HISTORY_RETRY
             log.error("cannot read which jobs were judged with their reports; they wait in Redis", error=error)
             return
-        for job, record in judged.items():
+        for count, (job, record) in enumerate(judged.items(), 1):
             self._keep_row("", self._row_of_ended(job, record))
             self._written_from.append(job)
+            if count % GIVE_WAY == 0:
+                os.sched_yield()
         self._judged_due = now + (HISTORY_PAUSE if self._written_from else self._block)
 
     def _row_of_ended(self, job: str, record: bytes) -> Row | None:
@@ -469,8 +474,10 @@ class Collector:
         if not (self._unwritten or self._read_again) or not self._may_write():
             self._bound_memory()
             return
+        rows = [made for _, made in self._unwritten if made is not None]
         try:
-            self._history.add([made for _, made in self._unwritten if made is not None])
+            # Lone jobs come one by one: each would wait for what we have in hand.
+            self._history.add(rows, os.sched_yield if self._written_from else None)
         except (sqlite3.Error, OSError) as error:
             self._history_due = self._clock.boottime() + HISTORY_RETRY
             self._history_fails = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -149,13 +149,12 @@ class History:
         self.path = path
         self._database: sqlite3.Connection | None = None
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Insert in one transaction; rows that are there already are left alone."""
+    def add(self, rows: Sequence[Row], give_way: Callable[[], object] | None = None) -> None:
+        """Insert in one transaction; rows that are there already are left alone. ``give_way`` is called every few."""
         try:
             with self.database() as database:
                 whole = len(rows) - len(rows) % TOGETHER
-                together = (chain.from_iterable(rows[at : at + TOGETHER]) for at in range(0, whole, TOGETHER))
-                database.executemany(_INSERT_TOGETHER, map(tuple, together))
+                database.executemany(_INSERT_TOGETHER, _together(rows[:whole], give_way))
                 database.executemany(_INSERT, rows[whole:])
         except sqlite3.Error:
             self.close()  # the next try opens the file anew: it may be another one by then
@@ -212,6 +211,13 @@ class History:
         with database:
             database.execute("BEGIN IMMEDIATE")  # two processes may open an old file at once
             _migrate(database)
+
+
+def _together(rows: Sequence[Row], give_way: Callable[[], object] | None) -> Iterator[Row]:
+    for at in range(0, len(rows), TOGETHER):
+        yield tuple(chain.from_iterable(rows[at : at + TOGETHER]))
+        if give_way is not None:
+            give_way()
 
 
 def _ends(found: Iterable[tuple[str, int, float, str, bytes]]) -> list[End]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -10,6 +11,8 @@ from jobschedd.errors import NotTheLeader
 from jobschedd.failpoints import FailpointHit
 from jobschedd.job import Outcome, Result, State, encode
 from jobschedd.master import collector as collector_module
+from jobschedd.master.collector import GIVE_WAY
+from jobschedd.master.history import TOGETHER
 from jobschedd.store.moves import RetryAnswer
 from store_driver import KEEP
 
@@ -59,6 +62,14 @@ def lone(driver, channel):
         return job
 
     return lone
+
+
+@pytest.fixture
+def gave_way(monkeypatch):
+    """When others could have the processor."""
+    moments = []
+    monkeypatch.setattr("os.sched_yield", lambda: moments.append(time.monotonic()))
+    return moments
 
 
 def is_judged(driver, job):
@@ -118,9 +129,9 @@ def test_what_came_while_they_were_written_is_taken_in_unasked(driver, master, c
     late = lone()
     add = master.history.add
 
-    def added(made):
+    def added(*arguments):
         monkeypatch.undo()
-        add(made)
+        add(*arguments)
         channel.report(late)
 
     monkeypatch.setattr(master.history, "add", added)
@@ -129,6 +140,24 @@ def test_what_came_while_they_were_written_is_taken_in_unasked(driver, master, c
     master.collect(2)
     assert {row[0] for row in rows(master)} >= {first, late}
     assert judged(driver) == {}
+
+
+def test_their_rows_give_way_to_the_next_lone_job(driver, master, channel, lone, gave_way):
+    for job in [lone() for _ in range(TOGETHER)]:
+        channel.report(job)
+    master.collect(2)
+    assert judged(driver) == {}
+    assert len(gave_way) == TOGETHER // GIVE_WAY + 1, "as the rows are made, and as they are written"
+
+
+def test_rows_of_many_jobs_do_not(driver, master, channel, gave_way):
+    jobs = driver.submit(TOGETHER)
+    master.dispatch(2)
+    for job in jobs:
+        channel.report(job)
+    master.collect(2)
+    assert {row[0] for row in rows(master)} >= set(jobs)
+    assert gave_way == []
 
 
 def test_a_reply_that_was_lost(driver, master, channel, lone):
