@@ -167,7 +167,8 @@ class Channel:
         self._foreign: dict[str, str] = {}  # entries of data that were given up, and the identity of those
         self._waiting_for = ""  # our announcement that the master has not taken in yet
         self._said_window = _UNKNOWN
-        self._filled = 0  # the window, where the orders received since the last report call have filled it
+        self._filled = 0  # the window, where the last orders have filled it: more jobs wait
+        self._refill_since = 0.0  # boot time of the report call that made room for more of them
         self._pause_until = 0.0
         self._tick_due = 0.0
         self._level = RUN
@@ -405,6 +406,7 @@ class Channel:
         # News is said only once: what may have been lost on its way is said again.
         self._outgoing = [news for news in self._reporting or () if not news[0]] + self._outgoing
         self._reporting = None
+        self._filled, self._refill_since = 0, 0.0
 
     def _info(self, incarnation: str = "") -> bytes:
         settings = self.settings
@@ -479,13 +481,20 @@ class Channel:
             self._said = None
         slots_before = self._executor.extra_slots
         self._executor.accept(orders)
-        self._filled = max(0, self._said_window) if self._unanswered() >= self._said_window else 0
+        self._note_room(bool(orders))
         if self._executor.extra_slots != slots_before:
             self._said_window = _UNKNOWN  # whoever sent them took their slots off it
         for hint in hints:
             self._take_hint(hint)
         self._start_jobs()  # before the server is asked for more: to wake it up takes a while
         self._open.read_orders(self._received)
+
+    def _note_room(self, came: bool) -> None:
+        """Orders came, or only hints did: is the window full, and how long did it take to fill it?"""
+        if came and self._refill_since:
+            self._window.note_refill(self._clock.boottime() - self._refill_since)
+            self._refill_since = 0.0
+        self._filled = max(0, self._said_window) if self._unanswered() >= self._said_window else 0
 
     def _order(self, entry: OrderEntry) -> Order | None:
         """None for what we have already, and for what is no order: that is said on the result stream."""
@@ -691,7 +700,8 @@ class Channel:
         count = _within(MOST_BYTES, self._outgoing)
         batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         self._reporting = batch
-        self._filled = 0
+        if self._filled:
+            self._refill_since = self._reported_at
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
         failpoint("channel.report.sent")

@@ -23,14 +23,21 @@ class Window:
         self._seconds = seconds
         self._average = 0.0
         self._ended = 0
+        self._refill = seconds  # from saying ends to more orders, while more jobs wait
 
     def note_end(self, duration: float) -> None:
         """A job ran for ``duration`` seconds. A long one counts at once, short ones gain trust slowly."""
         cost = duration + OVERHEAD
         self._ended += 1
-        self._average = (
-            max(cost, self._average) if cost > self._seconds else self._average + _WEIGHT * (cost - self._average)
-        )
+        if cost > self._seconds:
+            self._average = max(cost, self._average)
+        else:
+            self._average += _WEIGHT * (cost - self._average)
+
+    def note_refill(self, took: float) -> None:
+        """Ends were said while more jobs waited, and orders came ``took`` seconds later. A long one counts at once."""
+        took = min(took, self._seconds)
+        self._refill = max(took, self._refill + _WEIGHT * (took - self._refill))
 
     def note_late(self) -> None:
         """Something prefetched could not start in time: nothing is believed until more has ended."""
@@ -54,10 +61,13 @@ class Window:
         """Whether ends must be said now, lest the slots soon have nothing to do.
 
         ``orders``: in hand, those that run included; ``unsaid``: ends that were not said yet; ``filled``: the window,
-        where it has been full since the last time (then more jobs wait, and half of it at a time is soon enough to ask
-        for them, as long as every slot has another to go on with), else 0.
+        where it was full the last time that orders came, else 0. Then more jobs wait, and it is soon enough to ask for
+        them when what is in hand will just last until they are here, by experience; never before half of it has ended.
         """
         reserve = orders - self._slots
         if filled:
-            return reserve <= 0 or 2 * unsaid >= filled
+            return reserve <= 0 or (2 * unsaid >= filled and reserve <= self._started_within_a_refill())
         return reserve <= self.prefetch() // 4
+
+    def _started_within_a_refill(self) -> float:
+        return self._slots * self._refill / max(self._average, OVERHEAD) + 1

@@ -90,13 +90,43 @@ def test_without_a_reserve_every_end_is_said_at_once(slots: int):
     assert window.is_running_dry(slots - 1, unsaid=1, filled=0)
 
 
-def test_where_the_window_was_full_half_of_it_is_said_at_a_time():
+def test_where_the_window_was_full_half_of_it_is_said_at_a_time_as_long_as_nobody_knows_better():
     window = used(0.002, slots=2)
     full = window.size(0.0)
     assert full > 20
     assert not window.is_running_dry(full - 1, unsaid=1, filled=full)
     assert not window.is_running_dry(full - full // 2 + 1, unsaid=full // 2 - 1, filled=full)
     assert window.is_running_dry(full // 2, unsaid=(full + 1) // 2, filled=full)
+
+
+def said_at_a_time(window: Window) -> int:
+    """Ends of a full window that wait for each other until they are said."""
+    full = window.size(0.0)
+    return next(unsaid for unsaid in range(1, full) if window.is_running_dry(full - unsaid, unsaid, full))
+
+
+def test_once_it_is_known_how_soon_more_come_as_much_is_said_at_a_time_as_leaves_enough_to_go_on():
+    window = used(0.002, slots=2)
+    full = window.size(0.0)
+    before = said_at_a_time(window)
+    for _ in range(100):
+        window.note_refill(0.004)  # in which each slot starts two
+    assert before == (full + 1) // 2 < said_at_a_time(window)
+    assert full - 2 - 5 <= said_at_a_time(window) < full - 2 - 2
+
+
+def test_a_slow_refill_counts_at_once():
+    window = used(0.002, slots=2)
+    for _ in range(100):
+        window.note_refill(0.001)
+    quick = said_at_a_time(window)
+    window.note_refill(0.01)
+    assert said_at_a_time(window) < quick
+    window.note_refill(3600.0)  # nothing waited meanwhile
+    assert said_at_a_time(window) == (window.size(0.0) + 1) // 2, "never less than half"
+    for _ in range(100):
+        window.note_refill(0.001)
+    assert said_at_a_time(window) == quick
 
 
 def test_a_full_window_is_no_excuse_for_an_idle_slot():
