@@ -168,7 +168,7 @@ class Channel:
         self._waiting_for = ""  # our announcement that the master has not taken in yet
         self._said_window = _UNKNOWN
         self._filled = 0  # the window, where the last orders have filled it: more jobs wait
-        self._refill_since = 0.0  # boot time of the report call that made room for more of them
+        self._refill_since = 0.0  # boot time of the first report call since then: what made room for more of them
         self._pause_until = 0.0
         self._tick_due = 0.0
         self._level = RUN
@@ -700,7 +700,7 @@ class Channel:
         count = _within(MOST_BYTES, self._outgoing)
         batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         self._reporting = batch
-        if self._filled:
+        if self._filled and not self._refill_since:
             self._refill_since = self._reported_at
         self._said_window = window
         self._open.report(batch, changed, lambda answers: self._reported(batch, answers))
